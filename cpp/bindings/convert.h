@@ -1,0 +1,37 @@
+// Python values to C++ ones and back, with errors that name the argument.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "model/config.h"
+#include "model/weights.h"
+
+namespace lfm {
+
+// From checkpoint.ModelConfig (attributes of transformers' names).
+ModelConfig config_from_python(const pybind11::object& config);
+
+// Token ids from any 1-D array of integers (NumPy or the buffer protocol).
+std::vector<int32_t> token_ids_from_python(const pybind11::array& ids, const char* argument);
+
+// A TensorSource over a Python object with tensor(name, shape) -> (data, dtype, shape) and release(name).
+// Takes the GIL where it calls Python; keeps the arrays alive until they were copied.
+class PythonTensorSource {
+ public:
+  explicit PythonTensorSource(pybind11::object checkpoint) : checkpoint_(std::move(checkpoint)) {}
+  TensorSource source();
+
+ private:
+  TensorView get(const std::string& name, const std::vector<int64_t>& shape);
+  void done(const std::string& name);
+
+  pybind11::object checkpoint_;
+  std::map<std::string, pybind11::array> alive_;
+};
+
+}  // namespace lfm

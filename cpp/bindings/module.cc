@@ -1,0 +1,243 @@
+// lfm_engine._core: argument conversion, GIL release and exception mapping; no logic of its own.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <atomic>
+#include <memory>
+#include <optional>
+
+#include "base/error.h"
+#include "base/parallel.h"
+#include "bindings/convert.h"
+#include "kernels/cuda/cuda.h"
+#include "kernels/roofline.h"
+#include "runtime/scheduler.h"
+
+namespace py = pybind11;
+
+namespace lfm {
+namespace {
+
+// Python threads may call with the same object while the GIL is released: refuse instead of racing.
+class Exclusive {
+ public:
+  Exclusive(std::atomic<bool>& busy, const char* what) : busy_(busy) {
+    if (busy_.exchange(true)) throw std::runtime_error(concat(what, " is in use by another thread"));
+  }
+  ~Exclusive() { busy_.store(false); }
+  Exclusive(const Exclusive&) = delete;
+  Exclusive& operator=(const Exclusive&) = delete;
+
+ private:
+  std::atomic<bool>& busy_;
+};
+
+struct PyState {
+  explicit PyState(SequenceState s) : state(std::move(s)) {}
+  SequenceState state;
+  std::atomic<bool> busy{false};
+};
+
+struct PyScheduler {
+  PyScheduler(std::shared_ptr<Model> m, int64_t chunk) : model(m), scheduler(std::move(m), chunk) {}
+  std::shared_ptr<Model> model;
+  Scheduler scheduler;
+  std::atomic<bool> busy{false};
+};
+
+constexpr int64_t kChunk = 256;  // prompt tokens per step: large enough for the GEMM peak, small enough for Ctrl-C
+
+void check_signals() {
+  const py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+std::shared_ptr<Model> make_model(const py::object& config, const py::object& checkpoint, const std::string& dtype,
+                                  const std::string& device, int num_threads) {
+  require_device(device);
+  const ComputeType type = compute_type_from_name(dtype);
+  ModelConfig c = config_from_python(config);
+  PythonTensorSource source(checkpoint);
+  const py::gil_scoped_release release;
+  return std::make_shared<Model>(std::move(c), source.source(), type, num_threads);
+}
+
+py::array_t<float> forward(const Model& model, PyState& state, const py::array& ids, const std::string& logits_for,
+                           int64_t chunk, const std::optional<py::array_t<float>>& out) {
+  check(logits_for == "all" || logits_for == "last", "logits must be 'all' or 'last', not '", logits_for, "'");
+  check(chunk >= 1, "chunk must be >= 1, not ", chunk);
+  const std::vector<int32_t> tokens = token_ids_from_python(ids, "input_ids");
+  const SequenceInput input = {&state.state, tokens, logits_for == "all" ? LogitsFor::all : LogitsFor::last};
+  const Exclusive guard(state.busy, "the state");
+  model.check_inputs({&input, 1});  // before memory for the logits is taken
+  const int64_t rows = num_logit_rows({&input, 1}), vocab = model.config().vocab_size;
+  py::array_t<float> logits = out ? *out : py::array_t<float>({rows, vocab});
+  check(logits.ndim() == 2 && logits.shape(0) == rows && logits.shape(1) == vocab &&
+            (logits.flags() & py::array::c_style) != 0,
+        "out must be a C-contiguous float32 array of shape [", rows, ", ", vocab, "]");
+  float* data = logits.mutable_data();  // throws for a read-only array
+  {
+    const py::gil_scoped_release release;
+    Workspace ws;
+    model.prefill(input, data, ws, chunk, check_signals);
+  }
+  return logits;
+}
+
+py::array_t<float> forward_batch(const Model& model, const std::vector<PyState*>& states,
+                                 const std::vector<py::array>& ids) {
+  check(states.size() == ids.size(), "states and input_ids differ in length: ", states.size(), " and ", ids.size());
+  std::vector<std::vector<int32_t>> tokens;
+  std::vector<SequenceInput> inputs;
+  std::vector<std::unique_ptr<Exclusive>> guards;  // also refuses one state given twice
+  for (const py::array& row : ids) tokens.push_back(token_ids_from_python(row, "input_ids"));
+  for (size_t i = 0; i < states.size(); ++i) {
+    check(states[i] != nullptr, "states holds None");
+    guards.push_back(std::make_unique<Exclusive>(states[i]->busy, "a state (each may occur once)"));
+    inputs.push_back({&states[i]->state, tokens[i], LogitsFor::last});
+  }
+  model.check_inputs(inputs);
+  py::array_t<float> logits({num_logit_rows(inputs), model.config().vocab_size});
+  float* data = logits.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    Workspace ws;
+    model.forward(inputs, data, ws);
+  }
+  return logits;
+}
+
+std::vector<int32_t> eos_from_python(const std::vector<int64_t>& ids, int64_t vocab) {
+  std::vector<int32_t> out;
+  for (const int64_t id : ids) {
+    check(id >= 0 && id < vocab, "eos_token_id ", id, " is outside the vocabulary of ", vocab);
+    out.push_back(static_cast<int32_t>(id));
+  }
+  return out;
+}
+
+int64_t add_request(PyScheduler& s, const py::array& prompt, int64_t max_new_tokens, int64_t min_new_tokens,
+                    const std::vector<int64_t>& eos, bool do_sample, float temperature, int64_t top_k, float top_p,
+                    float min_p, float repetition_penalty, uint64_t seed, uint64_t stream) {
+  RequestParams params;
+  params.sampling = {do_sample, temperature, top_k, top_p, min_p, repetition_penalty, seed, stream};
+  params.max_new_tokens = max_new_tokens;
+  params.min_new_tokens = min_new_tokens;
+  params.eos_token_ids = eos_from_python(eos, s.model->config().vocab_size);
+  const Exclusive guard(s.busy, "the scheduler");
+  return s.scheduler.add(token_ids_from_python(prompt, "input_ids"), params);
+}
+
+std::vector<std::tuple<int64_t, int32_t, std::string>> step(PyScheduler& s) {
+  const Exclusive guard(s.busy, "the scheduler");
+  std::vector<StepEvent> events;
+  {
+    const py::gil_scoped_release release;
+    events = s.scheduler.step();
+  }
+  std::vector<std::tuple<int64_t, int32_t, std::string>> out;
+  for (const StepEvent& e : events) {
+    out.emplace_back(e.request, e.token,
+                     e.finish == FinishReason::stop     ? "stop"
+                     : e.finish == FinishReason::length ? "length"
+                                                        : "");
+  }
+  return out;
+}
+
+py::dict cpu_info() {
+  py::dict info;
+  info["isa"] = std::string(isa_name(active_isa()));
+  info["detected_isa"] = std::string(isa_name(detected_isa()));
+  info["num_threads"] = usable_cores();
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The C++ core of lfm-engine: model, sequence states and scheduler.";
+  m.attr("__version__") = LFM_ENGINE_VERSION;
+
+  py::class_<PyState>(m, "State", "KV pages and conv state of one sequence; made by Model.new_state().")
+      .def_property_readonly(
+          "length", [](const PyState& s) { return s.state.length(); }, "Tokens processed.")
+      .def_property_readonly(
+          "nbytes", [](const PyState& s) { return s.state.nbytes(); },
+          "Bytes of pages (shared ones too) and conv state.")
+      .def(
+          "snapshot",
+          [](PyState& s) {
+            const Exclusive guard(s.busy, "the state");
+            return std::make_unique<PyState>(s.state);
+          },
+          "An independent copy that shares KV pages until either side writes to them.")
+      .def(
+          "restore",
+          [](PyState& s, PyState& snapshot) {
+            if (&s == &snapshot) return;
+            const Exclusive guard(s.busy, "the state"), other(snapshot.busy, "the snapshot");
+            s.state = snapshot.state;
+          },
+          py::arg("snapshot"), "Go back to a snapshot of this model's state, exactly.");
+
+  py::class_<Model, std::shared_ptr<Model>>(m, "Model", "Immutable weights and the forward pass.")
+      .def(py::init(&make_model), py::arg("config"), py::arg("checkpoint"), py::arg("dtype"), py::arg("device") = "cpu",
+           py::arg("num_threads") = 0,
+           "config: checkpoint.ModelConfig; checkpoint: tensor(name, shape) and release(name); dtype: 'float32', "
+           "'bfloat16' or 'int8'; num_threads: 0 takes the physical cores that this process may use.")
+      .def_property_readonly("dtype", [](const Model& s) { return std::string(compute_type_name(s.compute_type())); })
+      .def_property_readonly("num_threads", &Model::num_threads)
+      .def_property_readonly("isa", [](const Model& s) { return std::string(s.isa()); })
+      .def_property_readonly(
+          "weight_nbytes", [](const Model& s) { return s.weights().nbytes(); }, "Bytes of the packed weights.")
+      .def_property_readonly(
+          "linear_implementation", [](const Model& s) { return std::string(s.weights().head().implementation()); },
+          "What multiplies the matrices, e.g. 'onednn:brg:avx512_core_bf16' or 'panels:q8'.")
+      .def("new_state", [](const Model& s) { return std::make_unique<PyState>(s.new_state()); })
+      .def("forward", &forward, py::arg("state"), py::arg("input_ids"), py::arg("logits") = "all",
+           py::arg("chunk") = kChunk, py::arg("out").noconvert() = py::none(),
+           "Appends input_ids [n] to the state; returns float32 logits [n, vocab] ('all') or [1, vocab] ('last'), "
+           "written to `out` if given.")
+      .def("forward_batch", &forward_batch, py::arg("states"), py::arg("input_ids"),
+           "One packed step of several sequences, without padding; returns the last logits of each, [batch, vocab].");
+
+  py::class_<PyScheduler>(m, "Scheduler", "Continuous batching over one model; requests join and leave at any step.")
+      .def(py::init<std::shared_ptr<Model>, int64_t>(), py::arg("model"), py::arg("prefill_chunk") = kChunk)
+      .def("add", &add_request, py::arg("input_ids"), py::kw_only(), py::arg("max_new_tokens"),
+           py::arg("min_new_tokens") = 0, py::arg("eos_token_ids") = std::vector<int64_t>(),
+           py::arg("do_sample") = false, py::arg("temperature") = 1.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f,
+           py::arg("min_p") = 0.0f, py::arg("repetition_penalty") = 1.0f, py::arg("seed") = 0, py::arg("stream") = 0,
+           "Adds a request and returns its id.")
+      .def(
+          "cancel",
+          [](PyScheduler& s, int64_t request) {
+            const Exclusive guard(s.busy, "the scheduler");
+            s.scheduler.cancel(request);
+          },
+          py::arg("request"))
+      .def_property_readonly("idle", [](const PyScheduler& s) { return s.scheduler.idle(); })
+      .def("step", &step, "One forward pass; returns (request, token, finish) with finish '', 'stop' or 'length'.");
+
+  m.def("cpu_info", &cpu_info, "isa in use, isa detected, and the default number of threads.");
+  m.def("forked_after_parallel", &forked_after_parallel,
+        "True in a child forked after the engine ran: it computes with one thread there.");
+  m.def(
+      "measure_read_bandwidth",
+      [](int num_threads, int64_t bytes) {
+        const py::gil_scoped_release release;
+        return measure_read_bandwidth(num_threads, bytes);
+      },
+      py::arg("num_threads"), py::arg("nbytes") = int64_t{1} << 29, "Streaming read bandwidth in bytes per second.");
+  m.def(
+      "measure_gemm",
+      [](const std::string& dtype, int64_t rows, int64_t k, int64_t n, int num_threads) {
+        const py::gil_scoped_release release;
+        return measure_gemm(compute_type_from_name(dtype), rows, k, n, num_threads);
+      },
+      py::arg("dtype"), py::arg("rows"), py::arg("k"), py::arg("n"), py::arg("num_threads"),
+      "oneDNN's own matmul rate in FLOP per second, 0 where it has none.");
+}
+
+}  // namespace lfm

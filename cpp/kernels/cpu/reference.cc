@@ -1,0 +1,180 @@
+// Plain scalar kernels: the formula, nothing else. Sums run in double, so that this is an oracle for the others.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "base/dtype.h"
+#include "kernels/kernels.h"
+
+namespace lfm {
+namespace {
+
+constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
+
+float to_float(float v) { return v; }
+float to_float(uint16_t v) { return bf16_to_f32(v); }
+void assign(float& to, float v) { to = v; }
+void assign(uint16_t& to, float v) { to = f32_to_bf16(v); }
+
+void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* out) noexcept {
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += double{x[i]} * x[i];
+  const float scale = static_cast<float>(1.0 / std::sqrt(sum / static_cast<double>(n) + eps));
+  for (int64_t i = 0; i < n; ++i) out[i] = x[i] * scale * weight[i];
+}
+
+void silu_mul(const float* gate, const float* up, int64_t n, float* out) noexcept {
+  for (int64_t i = 0; i < n; ++i) out[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
+}
+
+void head_norm_rope(float* x, const float* norm_weight, float eps, const float* cos, const float* sin, float scale,
+                    int64_t head_dim) noexcept {
+  if (norm_weight != nullptr) rms_norm(x, norm_weight, eps, head_dim, x);
+  const int64_t half = head_dim / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = x[i], b = x[i + half];
+    x[i] = (a * cos[i] - b * sin[i]) * scale;
+    x[i + half] = (b * cos[i] + a * sin[i]) * scale;
+  }
+}
+
+void short_conv(const float* bcx, int64_t tokens, int64_t hidden, int64_t begin, int64_t end, const float* weight,
+                const float* bias, int64_t taps, float* state, float* y) noexcept {
+  const int64_t past = taps - 1;
+  for (int64_t t = 0; t < tokens; ++t) {
+    const float* row = bcx + t * 3 * hidden;
+    for (int64_t c = begin; c < end; ++c) {
+      const float bx = row[c] * row[2 * hidden + c];
+      float sum = bias != nullptr ? bias[c] : 0.0f;
+      for (int64_t j = 0; j < past; ++j) sum = std::fma(weight[j * hidden + c], state[j * hidden + c], sum);
+      sum = std::fma(weight[past * hidden + c], bx, sum);
+      y[t * hidden + c] = row[hidden + c] * sum;
+      for (int64_t j = 0; j + 1 < past; ++j) state[j * hidden + c] = state[(j + 1) * hidden + c];
+      if (past > 0) state[(past - 1) * hidden + c] = bx;
+    }
+  }
+}
+
+template <class T>
+void store_kv(const float* k, const float* v, int64_t head_dim, int64_t slot, void* k_page, void* v_page) noexcept {
+  auto* keys = static_cast<T*>(k_page) + slot / 16 * head_dim * 16 + slot % 16;
+  auto* values = static_cast<T*>(v_page) + slot * padded_head_dim(head_dim);
+  for (int64_t d = 0; d < head_dim; ++d) assign(keys[d * 16], k[d]);
+  for (int64_t d = 0; d < head_dim; ++d) assign(values[d], v[d]);
+}
+
+template <class T>
+void attention(const AttentionTile& tile, const AttentionPartial& out, float* /*scratch*/) noexcept {
+  const int64_t hd = tile.head_dim, padded = padded_head_dim(hd);
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const float* q = tile.q + r * hd;
+    float* acc = out.acc + r * padded;
+    std::fill(acc, acc + padded, 0.0f);
+    float max = kMinusInf, sum = 0.0f;
+    for (int64_t p = tile.page_begin; p < tile.page_end; ++p) {
+      const auto* keys = reinterpret_cast<const T*>(tile.pages[p] + tile.k_offset);
+      const auto* values = reinterpret_cast<const T*>(tile.pages[p] + tile.v_offset);
+      const int64_t count = std::min(kPage, tile.visible[r] - p * kPage);
+      for (int64_t s = 0; s < count; ++s) {
+        double dot = 0;
+        for (int64_t d = 0; d < hd; ++d) dot += double{q[d]} * to_float(keys[(s / 16 * hd + d) * 16 + s % 16]);
+        const float score = static_cast<float>(dot);
+        const float new_max = std::max(max, score);
+        const float old = std::exp(max - new_max), weight = std::exp(score - new_max);
+        for (int64_t d = 0; d < hd; ++d) acc[d] = acc[d] * old + weight * to_float(values[s * padded + d]);
+        sum = sum * old + weight;
+        max = new_max;
+      }
+    }
+    out.max[r] = max;
+    out.sum[r] = sum;
+  }
+}
+
+void attention_merge(int64_t rows, int64_t head_dim, const AttentionPartial& total,
+                     const AttentionPartial& part) noexcept {
+  const int64_t padded = padded_head_dim(head_dim);
+  for (int64_t r = 0; r < rows; ++r) {
+    if (part.max[r] == kMinusInf) continue;
+    const float max = std::max(total.max[r], part.max[r]);
+    const float a = std::exp(total.max[r] - max), b = std::exp(part.max[r] - max);
+    for (int64_t d = 0; d < padded; ++d) {
+      total.acc[r * padded + d] = total.acc[r * padded + d] * a + part.acc[r * padded + d] * b;
+    }
+    total.sum[r] = total.sum[r] * a + part.sum[r] * b;
+    total.max[r] = max;
+  }
+}
+
+template <class T>
+void gemm(const float* x, int64_t ldx, int64_t rows, int64_t k, const T* panels, int64_t features, float* y,
+          int64_t ldy, bool accumulate) noexcept {
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t n = 0; n < features; ++n) {
+      const T* column = panels + n / kPanel * k * kPanel + n % kPanel;
+      double sum = 0;
+      for (int64_t i = 0; i < k; ++i) sum += double{x[m * ldx + i]} * to_float(column[i * kPanel]);
+      float& out = y[m * ldy + n];
+      out = static_cast<float>(sum) + (accumulate ? out : 0.0f);
+    }
+  }
+}
+
+void quantize_q8(const float* x, int64_t n, int8_t* values, float* scales, int32_t* sums) noexcept {
+  for (int64_t g = 0; g * kGroup < n; ++g) {
+    const int64_t count = std::min(kGroup, n - g * kGroup);
+    float max = 0.0f;
+    for (int64_t i = 0; i < count; ++i) max = std::max(max, std::fabs(x[g * kGroup + i]));
+    const float inverse = max > 0.0f ? 127.0f / max : 0.0f;
+    int32_t sum = 0;
+    for (int64_t i = 0; i < kGroup; ++i) {
+      const float v = i < count ? x[g * kGroup + i] : 0.0f;
+      const auto q = static_cast<int32_t>(std::nearbyint(v * inverse));
+      values[g * kGroup + i] = static_cast<int8_t>(q);
+      sum += q;
+    }
+    scales[g] = max / 127.0f;
+    sums[g] = sum;
+  }
+}
+
+void gemm_q8(const Q8Rows& x, int64_t rows, int64_t groups, const Q8Panels& panels, int64_t features, float* y,
+             int64_t ldy, bool accumulate) noexcept {
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t n = 0; n < features; ++n) {
+      float total = 0.0f;
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t block = n / kPanel * groups + g;
+        const int8_t* a = x.values + (m * groups + g) * kGroup;
+        int32_t dot = 0;
+        for (int64_t i = 0; i < kGroup; ++i) {
+          const int w = int{panels.values[block * kPanel * kGroup + (i / 4 * kPanel + n % kPanel) * 4 + i % 4]} - 128;
+          dot += w * a[i];
+        }
+        const float scale = f16_to_f32(panels.scales[block * kPanel + n % kPanel]) * x.scales[m * groups + g];
+        total = std::fma(static_cast<float>(dot), scale, total);
+      }
+      float& out = y[m * ldy + n];
+      out = accumulate ? out + total : total;
+    }
+  }
+}
+
+void to_bf16(const float* x, int64_t n, uint16_t* out) noexcept {
+  for (int64_t i = 0; i < n; ++i) out[i] = f32_to_bf16(x[i]);
+}
+
+}  // namespace
+
+const Kernels kReferenceKernels = {
+    rms_norm,         silu_mul,
+    head_norm_rope,   short_conv,
+    store_kv<float>,  store_kv<uint16_t>,
+    attention<float>, attention<uint16_t>,
+    attention_merge,  gemm<float>,
+    gemm<uint16_t>,   quantize_q8,
+    gemm_q8,          to_bf16,
+};
+
+}  // namespace lfm

@@ -1,0 +1,99 @@
+// Eight fp32 lanes: what simd_kernels.h needs of AVX2 + FMA + F16C. Only for translation units built for it.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace lfm::avx2 {
+
+struct Vec {
+  static constexpr int64_t kWidth = 8;
+  __m256 v;
+
+  static Vec zero() { return {_mm256_setzero_ps()}; }
+  static Vec set(float x) { return {_mm256_set1_ps(x)}; }
+  static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static Vec load(const uint16_t* p) {  // bf16
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
+  }
+  static Vec load_f16(const uint16_t* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+  }
+  // The first n (0 < n < kWidth) lanes, the rest zero.
+  static Vec load(const float* p, int64_t n) { return {_mm256_maskload_ps(p, mask(n))}; }
+  void store(float* p) const { _mm256_storeu_ps(p, v); }
+  void store(float* p, int64_t n) const { _mm256_maskstore_ps(p, mask(n), v); }
+  void store(uint16_t* p) const {  // bf16, nearest even; NaN stays NaN
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    rounded = _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)));
+    const __m256i high = _mm256_srli_epi32(rounded, 16);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
+  }
+
+  friend Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+  friend Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+  friend Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+  friend Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+  static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  static Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+  static Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
+  static Vec round(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+  // 2^n for integral n in [-126, 127].
+  static Vec exp2i(Vec n) {
+    const __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(e, 23))};
+  }
+  // a where x >= y, else 0.
+  static Vec keep_ge(Vec x, Vec y, Vec a) { return {_mm256_and_ps(a.v, _mm256_cmp_ps(x.v, y.v, _CMP_GE_OQ))}; }
+  float sum() const {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
+  float max() const {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+  }
+
+ private:
+  static __m256i mask(int64_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+};
+
+// Integer lanes for q8: one int32 sum per weight row.
+struct IntVec {
+  __m256i v;
+  static IntVec set(int32_t x) { return {_mm256_set1_epi32(x)}; }
+  Vec to_float() const { return {_mm256_cvtepi32_ps(v)}; }
+};
+
+// acc + sum over 4 inputs of (w - 128) * a per lane; w as stored (plus 128), a: four int8 packed in `quad`.
+inline constexpr bool kDotIncludesOffset = false;
+inline IntVec dot4(IntVec acc, const uint8_t* w, int32_t quad) {
+  const __m256i weights = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)),
+                                           _mm256_set1_epi8(static_cast<char>(0x80)));
+  const __m256i a = _mm256_set1_epi32(quad);
+  // |w| <= 128 unsigned times sign(w) * a in [-127, 127]: pairs stay within int16.
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(a, weights));
+  return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+}
+
+// Eight fp32 to int32, nearest even.
+inline void round_to_i8(Vec x, int8_t* out, int32_t& sum) {
+  alignas(32) int32_t q[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(q), _mm256_cvtps_epi32(x.v));
+  for (int i = 0; i < 8; ++i) {
+    out[i] = static_cast<int8_t>(q[i]);
+    sum += q[i];
+  }
+}
+
+}  // namespace lfm::avx2

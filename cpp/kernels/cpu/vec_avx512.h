@@ -1,0 +1,80 @@
+// Sixteen fp32 lanes: what simd_kernels.h needs of AVX-512 F/BW/DQ/VL + VNNI. Only for translation units built for it.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace lfm::avx512 {
+
+struct Vec {
+  static constexpr int64_t kWidth = 16;
+  __m512 v;
+
+  static Vec zero() { return {_mm512_setzero_ps()}; }
+  static Vec set(float x) { return {_mm512_set1_ps(x)}; }
+  static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Vec load(const uint16_t* p) {  // bf16
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+  }
+  static Vec load_f16(const uint16_t* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  // The first n (0 < n < kWidth) lanes, the rest zero.
+  static Vec load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(mask(n), p)}; }
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+  void store(float* p, int64_t n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
+  void store(uint16_t* p) const {  // bf16, nearest even; NaN stays NaN
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    rounded = _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), bits, _mm512_set1_epi32(0x400000));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+  }
+
+  friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+  friend Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+  friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+  friend Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+  static Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  static Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+  static Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+  static Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+  // 2^n for integral n in [-126, 127].
+  static Vec exp2i(Vec n) {
+    const __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(e, 23))};
+  }
+  // a where x >= y, else 0.
+  static Vec keep_ge(Vec x, Vec y, Vec a) {
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_GE_OQ), a.v)};
+  }
+  float sum() const { return _mm512_reduce_add_ps(v); }
+  float max() const { return _mm512_reduce_max_ps(v); }
+
+ private:
+  static __mmask16 mask(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
+};
+
+// Integer lanes for q8: one int32 sum per weight row.
+struct IntVec {
+  __m512i v;
+  static IntVec set(int32_t x) { return {_mm512_set1_epi32(x)}; }
+  Vec to_float() const { return {_mm512_cvtepi32_ps(v)}; }
+};
+
+// acc + sum over 4 inputs of w * a per lane, w as stored (the value plus 128): the caller starts acc at -128 * sum(a).
+inline constexpr bool kDotIncludesOffset = true;
+inline IntVec dot4(IntVec acc, const uint8_t* w, int32_t quad) {
+  return {_mm512_dpbusd_epi32(acc.v, _mm512_loadu_si512(w), _mm512_set1_epi32(quad))};
+}
+
+// Sixteen fp32 to int8, nearest even.
+inline void round_to_i8(Vec x, int8_t* out, int32_t& sum) {
+  const __m512i q = _mm512_cvtps_epi32(x.v);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(q));
+  sum += _mm512_reduce_add_epi32(q);
+}
+
+}  // namespace lfm::avx512

@@ -1,0 +1,116 @@
+// The table of CPU kernels. One table per ISA level, picked once (see dispatch.cc); the scalar `reference`
+// table is the oracle that every other one is tested against.
+//
+// Kernels are noexcept, single-threaded and work on raw pointers; who calls them splits the work over threads.
+// Each result depends only on its own inputs, never on how many rows or items share the call: that is what makes
+// a token's logits the same in any batch, chunk and thread count.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/cpu.h"
+
+namespace lfm {
+
+inline constexpr int64_t kPanel = 16;  // output features (lanes) of one packed weight panel
+inline constexpr int64_t kPage = 64;   // tokens of one KV page
+
+// Rows of x quantized to int8 in groups of 32, zero padded: the activations of int8 weights.
+struct Q8Rows {
+  const int8_t* values;  // [rows, groups * 32]
+  const float* scales;   // [rows, groups]
+  const int32_t* sums;   // [rows, groups], sum of the group's int8 values
+};
+
+// int8 weights of 16-row panels.
+struct Q8Panels {
+  const uint8_t* values;   // [panels, groups, 8, 16, 4]: row r, input 4j+i of the group at [j][r][i], plus 128
+  const uint16_t* scales;  // [panels, groups, 16] fp16
+};
+
+// Queries that share one KV head and the pages that they look at.
+struct AttentionTile {
+  const float* q;          // [rows, head_dim], already times head_dim^-0.5
+  const int64_t* visible;  // [rows]: the row sees the positions [0, visible)
+  int64_t rows, head_dim;
+  const std::byte* const* pages;  // pages of the sequence
+  size_t k_offset, v_offset;      // bytes of this layer's and head's K and V inside a page
+  int64_t page_begin, page_end;
+};
+
+// Softmax state of each row over some pages: the output is acc / sum.
+struct AttentionPartial {
+  float* max;  // [rows], -inf where nothing was visible
+  float* sum;  // [rows]
+  float* acc;  // [rows, padded_head_dim(head_dim)]
+};
+
+// V rows in a page are padded with zeros to whole vectors.
+constexpr int64_t padded_head_dim(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
+// Elements of one layer's and head's K (keys transposed in groups of 16: [page/16, head_dim, 16]) and V ([page,
+// padded]).
+constexpr int64_t k_elements(int64_t head_dim) { return kPage * head_dim; }
+constexpr int64_t v_elements(int64_t head_dim) { return kPage * padded_head_dim(head_dim); }
+
+struct Kernels {
+  // out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i], i < n; in place allowed.
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out) noexcept;
+
+  // out[i] = silu(gate[i]) * up[i], silu(v) = v / (1 + exp(-v)).
+  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out) noexcept;
+
+  // Rotary embedding, rotate-half layout, of x[head_dim] in place, then times `scale`.
+  // cos, sin: [head_dim / 2]. norm_weight [head_dim] or null: RMSNorm first.
+  void (*head_norm_rope)(float* x, const float* norm_weight, float eps, const float* cos, const float* sin, float scale,
+                         int64_t head_dim) noexcept;
+
+  // Double-gated short convolution on the channels [begin, end): bx = B * x; y[t] = C[t] * (bias + sum_j
+  // weight[j] * bx[t - (taps-1) + j]). bcx: rows [B | C | x] of 3 * hidden; state [taps-1, hidden] holds the last
+  // bx, oldest first, and is updated; weight [taps, hidden]; bias [hidden] or null; y [tokens, hidden].
+  void (*short_conv)(const float* bcx, int64_t tokens, int64_t hidden, int64_t begin, int64_t end, const float* weight,
+                     const float* bias, int64_t taps, float* state, float* y) noexcept;
+
+  // Writes one key and one value (each [head_dim]) at `slot` of a page; *_bf16 rounds to bf16.
+  void (*store_kv_f32)(const float* k, const float* v, int64_t head_dim, int64_t slot, void* k_page,
+                       void* v_page) noexcept;
+  void (*store_kv_bf16)(const float* k, const float* v, int64_t head_dim, int64_t slot, void* k_page,
+                        void* v_page) noexcept;
+
+  // Softmax attention over the tile's pages. scratch: [rows, kPage + 1] floats.
+  void (*attention_f32)(const AttentionTile& tile, const AttentionPartial& out, float* scratch) noexcept;
+  void (*attention_bf16)(const AttentionTile& tile, const AttentionPartial& out, float* scratch) noexcept;
+
+  // total := total merged with `part`, the partial of later pages.
+  void (*attention_merge)(int64_t rows, int64_t head_dim, const AttentionPartial& total,
+                          const AttentionPartial& part) noexcept;
+
+  // y[m, n] (or y += if accumulate) = sum_k x[m, k] * w[n, k] for n < features, over whole panels [k, 16].
+  void (*gemm_f32)(const float* x, int64_t ldx, int64_t rows, int64_t k, const float* panels, int64_t features,
+                   float* y, int64_t ldy, bool accumulate) noexcept;
+  void (*gemm_bf16)(const float* x, int64_t ldx, int64_t rows, int64_t k, const uint16_t* panels, int64_t features,
+                    float* y, int64_t ldy, bool accumulate) noexcept;
+
+  // One row x[n] to int8: per group of 32, scale = max|x| / 127, value = round(x / scale).
+  // values, scales and sums have ceil(n / 32) groups.
+  void (*quantize_q8)(const float* x, int64_t n, int8_t* values, float* scales, int32_t* sums) noexcept;
+
+  // The same product for int8 weights: integer dot products within a group, fp32 over groups in order.
+  void (*gemm_q8)(const Q8Rows& x, int64_t rows, int64_t groups, const Q8Panels& panels, int64_t features, float* y,
+                  int64_t ldy, bool accumulate) noexcept;
+
+  // out[i] = bf16(x[i]), round to nearest even.
+  void (*to_bf16)(const float* x, int64_t n, uint16_t* out) noexcept;
+};
+
+// The table for `isa` (the best one at or below it).
+const Kernels& kernels_for(Isa isa);
+
+// The table for active_isa().
+const Kernels& active_kernels();
+
+extern const Kernels kReferenceKernels;
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+
+}  // namespace lfm

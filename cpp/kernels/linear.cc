@@ -1,0 +1,65 @@
+#include "kernels/linear.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "base/error.h"
+#include "base/parallel.h"
+#include "kernels/onednn_linear.h"
+#include "kernels/panel_linear.h"
+
+namespace lfm {
+
+std::string_view compute_type_name(ComputeType type) {
+  switch (type) {
+    case ComputeType::f32: return "float32";
+    case ComputeType::bf16: return "bfloat16";
+    case ComputeType::int8: return "int8";
+  }
+  return "?";
+}
+
+ComputeType compute_type_from_name(std::string_view name) {
+  for (const ComputeType type : {ComputeType::f32, ComputeType::bf16, ComputeType::int8}) {
+    if (compute_type_name(type) == name) return type;
+  }
+  throw std::invalid_argument(concat("dtype '", name, "' is not supported; use float32, bfloat16 or int8"));
+}
+
+void Linear::set_bias(std::vector<float> bias) {
+  check(static_cast<int64_t>(bias.size()) == out_features_, "bias has ", bias.size(), " values, expected ",
+        out_features_);
+  bias_ = std::move(bias);
+}
+
+void Linear::forward(const float* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const {
+  if (rows == 0) return;
+  multiply(x, rows, y, accumulate, scratch);
+  if (bias_.empty()) return;
+  parallel_for(rows, [&](int64_t m) {
+    for (int64_t n = 0; n < out_features_; ++n) y[m * out_features_ + n] += bias_[n];
+  });
+}
+
+void read_stacked_rows(std::span<const TensorView> parts, int64_t first, int64_t count, float* out) {
+  std::atomic<const TensorView*> bad{nullptr};
+  int64_t offset = 0;  // of the part's first row in the stack
+  for (const TensorView& part : parts) {
+    const int64_t begin = std::max(first, offset), end = std::min(first + count, offset + part.rows());
+    parallel_for(end - begin, [&](int64_t i) {
+      const int64_t row = begin + i;
+      if (!read_row(part, row - offset, out + (row - first) * part.cols())) bad.store(&part);
+    });
+    offset += part.rows();
+  }
+  if (const TensorView* tensor = bad.load()) throw std::invalid_argument(not_finite_message(tensor->name));
+}
+
+std::unique_ptr<Linear> make_linear(std::span<const TensorView> parts, ComputeType type, Isa isa) {
+  if (type != ComputeType::int8) {
+    if (auto linear = OneDnnLinear::create(parts, type, isa)) return linear;
+  }
+  return make_panel_linear(parts, type, kernels_for(isa));
+}
+
+}  // namespace lfm

@@ -1,0 +1,66 @@
+// A linear layer's packed weights: y[M, N] = x[M, K] W^T (+ bias), with one copy of W serving prefill and decode.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "base/buffer.h"
+#include "base/tensor.h"
+#include "kernels/kernels.h"
+
+namespace lfm {
+
+// What the weights are stored and multiplied in.
+enum class ComputeType : uint8_t { f32, bf16, int8 };
+
+std::string_view compute_type_name(ComputeType type);       // "float32", "bfloat16", "int8"
+ComputeType compute_type_from_name(std::string_view name);  // throws std::invalid_argument
+
+// Memory that a forward pass reuses from layer to layer; one per caller.
+struct LinearScratch {
+  Buffer<std::byte> activations;  // x in the type of the product
+  Buffer<std::byte> pad;          // oneDNN's scratchpad
+};
+
+// Immutable after construction; forward may run on several threads' workspaces at once.
+class Linear {
+ public:
+  virtual ~Linear() = default;
+
+  int64_t in_features() const { return in_features_; }
+  int64_t out_features() const { return out_features_; }
+
+  // y[rows, N] = x[rows, K] W^T + bias, or y += if `accumulate`. Row m of y depends on row m of x alone, bit for
+  // bit, whatever `rows` and the number of threads are. Runs on the OpenMP threads of the current ThreadScope.
+  void forward(const float* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const;
+
+  // Row n of W as fp32, out[K]: embedding lookup on the same memory as the output head.
+  virtual void weight_row(int64_t n, float* out) const = 0;
+
+  virtual size_t nbytes() const = 0;
+  virtual std::string_view implementation() const = 0;
+
+  void set_bias(std::vector<float> bias);  // [N]
+
+ protected:
+  Linear(int64_t in_features, int64_t out_features) : in_features_(in_features), out_features_(out_features) {}
+  virtual void multiply(const float* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const = 0;
+
+ private:
+  int64_t in_features_, out_features_;
+  std::vector<float> bias_;
+};
+
+// Packs the rows of `parts` ([N_i, K] each, stacked) for `type`. Throws std::invalid_argument naming the tensor
+// when it holds NaN or infinity, or when its values do not fit the type.
+// oneDNN serves fp32 and bf16 where its batch-invariant brgemm kernels exist on `isa`, our panel kernels the rest.
+std::unique_ptr<Linear> make_linear(std::span<const TensorView> parts, ComputeType type, Isa isa);
+
+// Reads rows [first, first + count) of the stacked `parts` as fp32 into out[count, K] in parallel.
+// Throws std::invalid_argument naming a tensor that is not finite.
+void read_stacked_rows(std::span<const TensorView> parts, int64_t first, int64_t count, float* out);
+
+}  // namespace lfm

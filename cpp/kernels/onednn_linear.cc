@@ -1,0 +1,147 @@
+#include "kernels/onednn_linear.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/parallel.h"
+
+namespace lfm {
+namespace {
+
+using dnnl::matmul;
+using dnnl::memory;
+using tag = memory::format_tag;
+constexpr auto kF32 = memory::data_type::f32;
+constexpr int64_t kTypicalRows = 256;  // the layout is the same for any number of rows
+constexpr size_t kMaxProducts = 16;    // primitives kept per layer; a new one takes well under a millisecond
+
+memory::data_type onednn_type(ComputeType type) { return type == ComputeType::bf16 ? memory::data_type::bf16 : kF32; }
+
+dnnl::cpu_isa onednn_isa(Isa isa) {
+  switch (isa) {
+    case Isa::reference: return dnnl::cpu_isa::sse41;
+    case Isa::avx2: return dnnl::cpu_isa::avx2;
+    case Isa::avx512: return dnnl::cpu_isa::avx512_core_vnni;
+    case Isa::avx512_bf16: return dnnl::cpu_isa::avx512_core_bf16;
+    case Isa::amx: return dnnl::cpu_isa::avx512_core_amx;
+  }
+  return dnnl::cpu_isa::isa_default;
+}
+
+dnnl::stream& stream() {
+  static dnnl::stream instance(onednn_engine());
+  return instance;
+}
+
+matmul::primitive_desc describe(int64_t rows, memory::desc weights, ComputeType type, bool accumulate) {
+  const int64_t k = weights.get_dims()[0], n = weights.get_dims()[1];
+  dnnl::primitive_attr attributes;
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  if (accumulate) {
+    dnnl::post_ops sum;
+    sum.append_sum(1.0f);
+    attributes.set_post_ops(sum);
+  }
+  return matmul::primitive_desc(onednn_engine(), memory::desc({rows, k}, onednn_type(type), tag::ab), weights,
+                                memory::desc({rows, n}, kF32, tag::ab), attributes, /*allow_empty=*/true);
+}
+
+}  // namespace
+
+const dnnl::engine& onednn_engine() {
+  static const dnnl::engine engine = [] {
+    dnnl::set_max_cpu_isa(onednn_isa(active_isa()));  // refused if another user of this library was first: harmless
+    return dnnl::engine(dnnl::engine::kind::cpu, 0);
+  }();
+  return engine;
+}
+
+std::unique_ptr<Linear> OneDnnLinear::create(std::span<const TensorView> parts, ComputeType type, Isa isa) {
+  if (isa < Isa::avx512 || (type == ComputeType::bf16 && isa < Isa::avx512_bf16)) return nullptr;
+  int64_t n = 0;
+  for (const TensorView& part : parts) n += part.rows();
+  const memory::desc any({parts[0].cols(), n}, onednn_type(type), tag::any);
+  const auto pd = describe(kTypicalRows, any, type, false);
+  if (!pd || std::string_view(pd.impl_info_str()).substr(0, 4) != "brg:") return nullptr;
+  // Some shapes leave brgemm at small M; then no layout serves both prefill and decode.
+  const auto decode = describe(1, pd.weights_desc(), type, true);
+  if (!decode || std::string_view(decode.impl_info_str()).substr(0, 4) != "brg:") return nullptr;
+  return std::unique_ptr<Linear>(new OneDnnLinear(parts, type, pd));
+}
+
+OneDnnLinear::OneDnnLinear(std::span<const TensorView> parts, ComputeType type, const matmul::primitive_desc& pd)
+    : Linear(pd.weights_desc().get_dims()[0], pd.weights_desc().get_dims()[1]),
+      type_(type),
+      implementation_(std::string("onednn:") + pd.impl_info_str()),
+      layout_(pd.weights_desc()),
+      weights_(layout_.get_size()) {
+  const int64_t k = in_features(), n = out_features();
+  const memory packed(layout_, onednn_engine(), weights_.data());
+  // Chunk by chunk, so that no second whole copy exists; the chunk is a multiple of every block size in use.
+  constexpr int64_t kChunk = 1024;
+  std::vector<float> rows(static_cast<size_t>(std::min(kChunk, n) * k));
+  for (int64_t first = 0; first < n; first += kChunk) {
+    const int64_t count = std::min(kChunk, n - first);
+    read_stacked_rows(parts, first, count, rows.data());
+    const memory source(memory::desc({k, count}, kF32, tag::ba), onednn_engine(), rows.data());
+    const memory target(layout_.submemory_desc({k, count}, {0, first}), onednn_engine(), weights_.data());
+    dnnl::reorder(source, target).execute(stream(), {{DNNL_ARG_FROM, source}, {DNNL_ARG_TO, target}});
+    stream().wait();
+  }
+  k_offset_.resize(static_cast<size_t>(k));
+  for (int64_t i = 0; i < k; ++i) k_offset_[i] = offset(i, 0);
+}
+
+int64_t OneDnnLinear::offset(int64_t k, int64_t n) const {
+  // oneDNN's blocked layout: inner blocks from the last to the first, then the outer strides.
+  int64_t position[2] = {k, n}, result = 0, stride = 1;
+  const auto blocks = layout_.get_inner_blks(), dims = layout_.get_inner_idxs(), strides = layout_.get_strides();
+  for (size_t i = blocks.size(); i-- > 0;) {
+    int64_t& p = position[dims[i]];
+    result += p % blocks[i] * stride;
+    p /= blocks[i];
+    stride *= blocks[i];
+  }
+  return result + position[0] * strides[0] + position[1] * strides[1];
+}
+
+void OneDnnLinear::weight_row(int64_t n, float* out) const {
+  const int64_t base = offset(0, n);
+  if (type_ == ComputeType::bf16) {
+    const auto* w = reinterpret_cast<const uint16_t*>(weights_.data()) + base;
+    for (int64_t k = 0; k < in_features(); ++k) out[k] = bf16_to_f32(w[k_offset_[k]]);
+  } else {
+    const auto* w = reinterpret_cast<const float*>(weights_.data()) + base;
+    for (int64_t k = 0; k < in_features(); ++k) out[k] = w[k_offset_[k]];
+  }
+}
+
+OneDnnLinear::Product OneDnnLinear::product(int64_t rows, bool accumulate) const {
+  const std::lock_guard lock(mutex_);
+  const std::pair key(rows, max_threads() * 2 + (accumulate ? 1 : 0));
+  if (const auto found = products_.find(key); found != products_.end()) return found->second;
+  const auto pd = describe(rows, layout_, type_, accumulate);
+  if (!pd) throw std::runtime_error(concat("oneDNN cannot multiply ", rows, " rows in the packed layout"));
+  if (products_.size() >= kMaxProducts) products_.clear();
+  return products_.emplace(key, Product{matmul(pd), pd.src_desc(), pd.dst_desc(), pd.scratchpad_desc()}).first->second;
+}
+
+void OneDnnLinear::multiply(const float* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const {
+  const int64_t k = in_features();
+  const Product p = product(rows, accumulate);
+  void* src = const_cast<float*>(x);
+  if (type_ == ComputeType::bf16) {
+    src = scratch.activations.ensure(static_cast<size_t>(rows * k) * sizeof(uint16_t));
+    auto* halves = static_cast<uint16_t*>(src);
+    parallel_for(rows, [&](int64_t m) { active_kernels().to_bf16(x + m * k, k, halves + m * k); });
+  }
+  const dnnl::engine& engine = onednn_engine();
+  const memory a(p.src, engine, src);
+  const memory b(layout_, engine, const_cast<std::byte*>(weights_.data()));
+  const memory c(p.dst, engine, y);
+  const memory pad(p.pad, engine, scratch.pad.ensure(p.pad.get_size()));
+  p.primitive.execute(stream(),
+                      {{DNNL_ARG_SRC, a}, {DNNL_ARG_WEIGHTS, b}, {DNNL_ARG_DST, c}, {DNNL_ARG_SCRATCHPAD, pad}});
+}
+
+}  // namespace lfm

@@ -1,0 +1,48 @@
+// Linear layers on oneDNN matmul: weights reordered once to the blocked layout that its brgemm kernels read.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <oneapi/dnnl/dnnl.hpp>
+#include <utility>
+
+#include "kernels/linear.h"
+
+namespace lfm {
+
+class OneDnnLinear final : public Linear {
+ public:
+  // nullptr where oneDNN has no brgemm ("brg:") implementation for `type` on `isa`: its other ones give a row other
+  // bits at other batch sizes, or are slow references.
+  static std::unique_ptr<Linear> create(std::span<const TensorView> parts, ComputeType type, Isa isa);
+
+  void weight_row(int64_t n, float* out) const override;
+  size_t nbytes() const override { return weights_.bytes(); }
+  std::string_view implementation() const override { return implementation_; }
+
+ protected:
+  void multiply(const float* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const override;
+
+ private:
+  struct Product {
+    dnnl::matmul primitive;
+    dnnl::memory::desc src, dst, pad;
+  };
+  OneDnnLinear(std::span<const TensorView> parts, ComputeType type, const dnnl::matmul::primitive_desc& pd);
+  int64_t offset(int64_t k, int64_t n) const;            // element offset in weights_
+  Product product(int64_t rows, bool accumulate) const;  // handles, cheap to copy
+
+  ComputeType type_;
+  std::string implementation_;
+  dnnl::memory::desc layout_;  // logical dims [K, N]
+  Buffer<std::byte> weights_;
+  std::vector<int64_t> k_offset_;                                // offset(k, 0): rows are gathered through it
+  mutable std::mutex mutex_;                                     // guards products_
+  mutable std::map<std::pair<int64_t, int>, Product> products_;  // by rows, threads and accumulate
+};
+
+// Sets oneDNN's instruction limit to active_isa(), once, before its first use.
+const dnnl::engine& onednn_engine();
+
+}  // namespace lfm

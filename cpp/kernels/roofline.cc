@@ -1,0 +1,80 @@
+#include "kernels/roofline.h"
+
+#include <algorithm>
+#include <chrono>
+#include <unordered_map>
+
+#include "base/error.h"
+#include "base/parallel.h"
+#include "kernels/onednn_linear.h"
+
+namespace lfm {
+namespace {
+
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+template <class Work>
+double best_seconds(int runs, const Work& work) {
+  double best = 1e30;
+  work();  // warm-up
+  for (int i = 0; i < runs; ++i) {
+    const double start = seconds();
+    work();
+    best = std::min(best, seconds() - start);
+  }
+  return best;
+}
+
+}  // namespace
+
+double measure_read_bandwidth(int num_threads, int64_t bytes) {
+  check(bytes >= 1 << 20, "bytes must be at least 1 MiB, not ", bytes);
+  const ThreadScope threads(num_threads);
+  Buffer<uint64_t> data(static_cast<size_t>(bytes) / sizeof(uint64_t));
+  volatile uint64_t sink = 0;
+  const double best = best_seconds(7, [&] {
+    uint64_t total = 0;
+    const auto n = static_cast<int64_t>(data.size());
+    const uint64_t* p = data.data();
+    // Eight independent sums: loads, not additions, are what this loop waits for.
+#pragma omp parallel for schedule(static) reduction(+ : total)
+    for (int64_t i = 0; i < n / 64; ++i) {
+      uint64_t s[8] = {};
+      for (int j = 0; j < 64; j += 8) {
+        for (int l = 0; l < 8; ++l) s[l] ^= p[i * 64 + j + l];
+      }
+      total += s[0] ^ s[1] ^ s[2] ^ s[3] ^ s[4] ^ s[5] ^ s[6] ^ s[7];
+    }
+    sink = sink + total;
+  });
+  return static_cast<double>(data.bytes()) / best;
+}
+
+double measure_gemm(ComputeType type, int64_t rows, int64_t k, int64_t n, int num_threads) {
+  check(rows >= 1 && k >= 1 && n >= 1, "rows, k and n must be positive");
+  check(type != ComputeType::int8, "dtype must be float32 or bfloat16");
+  if (active_isa() < Isa::avx2 || (type == ComputeType::bf16 && active_isa() < Isa::avx512)) return 0;
+  const ThreadScope threads(num_threads);
+  using dnnl::memory;
+  const auto dtype = type == ComputeType::bf16 ? memory::data_type::bf16 : memory::data_type::f32;
+  const auto ab = memory::format_tag::ab;
+  const dnnl::engine& engine = onednn_engine();
+  const dnnl::matmul::primitive_desc pd(
+      engine, memory::desc({rows, k}, dtype, ab), memory::desc({k, n}, dtype, memory::format_tag::any),
+      memory::desc({rows, n}, memory::data_type::f32, ab), dnnl::primitive_attr(), true);
+  if (!pd) return 0;
+  const dnnl::matmul product(pd);
+  dnnl::stream stream(engine);
+  // Zero-filled inputs: the time does not depend on the values.
+  Buffer<std::byte> a(pd.src_desc().get_size()), b(pd.weights_desc().get_size()), c(pd.dst_desc().get_size());
+  const std::unordered_map<int, memory> args = {{DNNL_ARG_SRC, memory(pd.src_desc(), engine, a.data())},
+                                                {DNNL_ARG_WEIGHTS, memory(pd.weights_desc(), engine, b.data())},
+                                                {DNNL_ARG_DST, memory(pd.dst_desc(), engine, c.data())}};
+  const double best = best_seconds(5, [&] {
+    product.execute(stream, args);
+    stream.wait();
+  });
+  return 2.0 * static_cast<double>(rows) * static_cast<double>(k) * static_cast<double>(n) / best;
+}
+
+}  // namespace lfm

@@ -1,0 +1,138 @@
+#include "model/model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "base/error.h"
+#include "base/parallel.h"
+
+namespace lfm {
+namespace {
+
+// cos and sin of position * inv_freq, each product rounded to fp32 as in transformers' Lfm2RotaryEmbedding.
+void fill_rope(const LayerContext& ctx) {
+  const std::vector<float>& inv_freq = ctx.config.rope_inv_freq;
+  const auto half = static_cast<int64_t>(inv_freq.size());
+  for (const Segment& s : ctx.segments) {
+    parallel_for(s.count, [&](int64_t t) {
+      float* cos = ctx.ws.rope.data() + (s.first + t) * 2 * half;
+      const auto position = static_cast<float>(s.state->length() + t);
+      for (int64_t i = 0; i < half; ++i) {
+        const double angle = position * inv_freq[i];
+        cos[i] = static_cast<float>(std::cos(angle));
+        cos[half + i] = static_cast<float>(std::sin(angle));
+      }
+    });
+  }
+}
+
+}  // namespace
+
+Model::Model(ModelConfig config, const TensorSource& source, ComputeType type, int num_threads)
+    : config_(std::move(config)),
+      type_(type),
+      isa_(active_isa()),
+      kernels_(kernels_for(isa_)),
+      num_threads_(num_threads > 0 ? num_threads : usable_cores()) {
+  config_.validate();
+  const ThreadScope threads(num_threads_);
+  layout_ = std::make_shared<StateLayout>(config_, type == ComputeType::f32 ? DType::f32 : DType::bf16);
+  weights_ = load_weights(config_, source, type, isa_);
+}
+
+int64_t num_logit_rows(std::span<const SequenceInput> inputs) {
+  int64_t rows = 0;
+  for (const SequenceInput& input : inputs) {
+    if (input.logits_for == LogitsFor::last) rows += 1;
+    if (input.logits_for == LogitsFor::all) rows += static_cast<int64_t>(input.tokens.size());
+  }
+  return rows;
+}
+
+void Model::check_inputs(std::span<const SequenceInput> inputs) const {
+  for (const SequenceInput& input : inputs) {
+    check(&input.state->layout() == layout_.get(), "the state belongs to another model");
+    check(!input.tokens.empty(), "input_ids is empty: at least one token is needed");
+    const int64_t length = input.state->length() + static_cast<int64_t>(input.tokens.size());
+    check(length <= config_.max_position_embeddings, "the sequence would have ", length,
+          " tokens, more than the model's context of ", config_.max_position_embeddings);
+    for (const int32_t token : input.tokens) {
+      check(token >= 0 && token < config_.vocab_size, "input_ids holds ", token, ", outside the vocabulary of ",
+            config_.vocab_size);
+    }
+  }
+}
+
+void Model::forward(std::span<const SequenceInput> inputs, float* logits, Workspace& ws) const {
+  check_inputs(inputs);
+  const ThreadScope threads(num_threads_);
+  std::vector<Segment> segments;
+  int64_t tokens = 0;
+  for (const SequenceInput& input : inputs) {
+    const auto count = static_cast<int64_t>(input.tokens.size());
+    input.state->reserve(count);
+    segments.push_back({input.state, tokens, count});
+    tokens += count;
+  }
+  if (tokens == 0) return;
+  const int64_t hidden = config_.hidden_size, logit_rows = num_logit_rows(inputs);
+  ws.ensure(config_, tokens);
+  const LayerContext ctx = {config_, kernels_, segments, tokens, ws};
+
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    parallel_for(segments[i].count, [&](int64_t t) {
+      weights_.embed_tokens->weight_row(inputs[i].tokens[t], ws.hidden.data() + (segments[i].first + t) * hidden);
+    });
+  }
+  fill_rope(ctx);
+
+  int64_t conv_layer = 0, attention_layer = 0;
+  for (const LayerWeights& layer : weights_.layers) {
+    if (layer.conv) {
+      short_conv_block(ctx, layer, conv_layer++);
+    } else {
+      attention_block(ctx, layer, attention_layer++);
+    }
+    mlp_block(ctx, layer);
+  }
+  for (const Segment& s : segments) s.state->advance(s.count);
+
+  if (logit_rows == 0) return;
+  int64_t row = 0;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const Segment& s = segments[i];
+    const int64_t wanted = inputs[i].logits_for == LogitsFor::none   ? 0
+                           : inputs[i].logits_for == LogitsFor::last ? 1
+                                                                     : s.count;
+    for (int64_t t = s.count - wanted; t < s.count; ++t, ++row) {
+      kernels_.rms_norm(ws.hidden.data() + (s.first + t) * hidden, weights_.embedding_norm.data(), config_.norm_eps,
+                        hidden, ws.normed.data() + row * hidden);
+    }
+  }
+  weights_.head().forward(ws.normed.data(), logit_rows, logits, false, ws.linear);
+}
+
+void Model::prefill(const SequenceInput& input, float* logits, Workspace& ws, int64_t chunk,
+                    const std::function<void()>& after_chunk) const {
+  check_inputs({&input, 1});
+  const auto total = static_cast<int64_t>(input.tokens.size());
+  for (int64_t begin = 0; begin < total; begin += chunk) {
+    const int64_t count = std::min(chunk, total - begin);
+    SequenceInput part = {input.state, input.tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(count)),
+                          input.logits_for};
+    if (part.logits_for == LogitsFor::last && begin + count < total) part.logits_for = LogitsFor::none;
+    forward({&part, 1}, logits, ws);
+    logits += num_logit_rows({&part, 1}) * config_.vocab_size;
+    if (after_chunk) after_chunk();
+  }
+}
+
+void rms_norm_rows(const LayerContext& ctx, const float* h, const std::vector<float>& weight, float* out) {
+  const int64_t hidden = ctx.config.hidden_size;
+  parallel_for(ctx.tokens, [&](int64_t t) {
+    ctx.kernels.rms_norm(h + t * hidden, weight.data(), ctx.config.norm_eps, hidden, out + t * hidden);
+  });
+}
+
+}  // namespace lfm

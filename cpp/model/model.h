@@ -1,0 +1,65 @@
+// The whole model: immutable weights and the forward pass over several sequences at once.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "model/layers.h"
+#include "model/state.h"
+#include "model/weights.h"
+#include "model/workspace.h"
+
+namespace lfm {
+
+enum class LogitsFor : uint8_t { none, last, all };
+
+// The next tokens of one sequence. States in one call must be different ones.
+struct SequenceInput {
+  SequenceState* state;
+  std::span<const int32_t> tokens;
+  LogitsFor logits_for = LogitsFor::last;
+};
+
+// Rows of logits that a forward pass over `inputs` gives.
+int64_t num_logit_rows(std::span<const SequenceInput> inputs);
+
+class Model {
+ public:
+  // num_threads <= 0: usable_cores().
+  Model(ModelConfig config, const TensorSource& source, ComputeType type, int num_threads);
+
+  const ModelConfig& config() const { return config_; }
+  const ModelWeights& weights() const { return weights_; }
+  ComputeType compute_type() const { return type_; }
+  int num_threads() const { return num_threads_; }
+  std::string_view isa() const { return isa_name(isa_); }
+
+  SequenceState new_state() const { return SequenceState(layout_); }
+
+  // Runs all tokens of all inputs as one packed batch without padding and advances the states. logits:
+  // [num_logit_rows(inputs), vocab_size], input by input; may be null when there are none.
+  // Throws std::invalid_argument for tokens outside the vocabulary, an empty input or a sequence longer than
+  // max_position_embeddings; states are unchanged then, and also on std::bad_alloc.
+  // Safe to call from several threads with different workspaces and states.
+  void forward(std::span<const SequenceInput> inputs, float* logits, Workspace& ws) const;
+
+  // Throws what forward would throw for these inputs.
+  void check_inputs(std::span<const SequenceInput> inputs) const;
+
+  // forward for any number of tokens, `chunk` at a time; after_chunk (may be empty) runs after each chunk and may throw
+  // to stop there.
+  void prefill(const SequenceInput& input, float* logits, Workspace& ws, int64_t chunk,
+               const std::function<void()>& after_chunk) const;
+
+ private:
+  ModelConfig config_;
+  ComputeType type_;
+  Isa isa_;
+  const Kernels& kernels_;
+  int num_threads_;
+  std::shared_ptr<const StateLayout> layout_;
+  ModelWeights weights_;
+};
+
+}  // namespace lfm

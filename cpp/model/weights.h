@@ -1,0 +1,55 @@
+// The weights of a model, named as in transformers' Lfm2ForCausalLM, packed for one compute type.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/linear.h"
+#include "model/config.h"
+
+namespace lfm {
+
+struct ShortConvWeights {
+  std::unique_ptr<Linear> in_proj;   // [3 * hidden, hidden], rows B, C, x
+  std::unique_ptr<Linear> out_proj;  // [hidden, hidden]
+  std::vector<float> conv;           // [conv_L_cache, hidden]: transposed, so that lanes are channels
+  std::vector<float> conv_bias;      // [hidden] or empty
+};
+
+struct AttentionWeights {
+  std::unique_ptr<Linear> qkv_proj;             // [(heads + 2 * kv_heads) * head_dim, hidden]
+  std::unique_ptr<Linear> out_proj;             // [hidden, heads * head_dim]
+  std::vector<float> q_layernorm, k_layernorm;  // [head_dim] or empty
+};
+
+struct LayerWeights {
+  std::vector<float> operator_norm, ffn_norm;  // [hidden]
+  std::optional<ShortConvWeights> conv;        // one of the two
+  std::optional<AttentionWeights> attention;
+  std::unique_ptr<Linear> w13;  // [2 * intermediate, hidden]: gate w1, then up w3
+  std::unique_ptr<Linear> w2;   // [hidden, intermediate]
+};
+
+struct ModelWeights {
+  std::unique_ptr<Linear> embed_tokens;  // [vocab, hidden]
+  std::unique_ptr<Linear> lm_head;       // null when tied to embed_tokens
+  std::vector<float> embedding_norm;     // [hidden]
+  std::vector<LayerWeights> layers;
+
+  const Linear& head() const { return lm_head ? *lm_head : *embed_tokens; }
+  size_t nbytes() const;
+};
+
+// Gives the tensor `name`, which must have `shape`; the view is used before the next call of `done`.
+struct TensorSource {
+  std::function<TensorView(const std::string& name, const std::vector<int64_t>& shape)> get;
+  std::function<void(const std::string& name)> done;  // the tensor was copied; may be empty
+};
+
+// Reads and packs every tensor. Throws std::invalid_argument naming a tensor that is missing, misshapen or not finite.
+ModelWeights load_weights(const ModelConfig& config, const TensorSource& source, ComputeType type, Isa isa);
+
+}  // namespace lfm

@@ -1,0 +1,88 @@
+#include "runtime/scheduler.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/error.h"
+
+namespace lfm {
+
+Scheduler::Scheduler(std::shared_ptr<const Model> model, int64_t chunk) : model_(std::move(model)), chunk_(chunk) {
+  check(chunk >= 1, "prefill_chunk must be >= 1, not ", chunk);
+}
+
+int64_t Scheduler::add(std::vector<int32_t> prompt, const RequestParams& params) {
+  const ModelConfig& config = model_->config();
+  check(!prompt.empty(), "input_ids is empty: at least one token is needed");
+  check(params.max_new_tokens >= 1, "max_new_tokens must be >= 1, not ", params.max_new_tokens);
+  // The last new token is never fed back, hence the 1.
+  const int64_t length = static_cast<int64_t>(prompt.size()) + params.max_new_tokens - 1;
+  check(static_cast<int64_t>(prompt.size()) <= config.max_position_embeddings, "the prompt has ", prompt.size(),
+        " tokens, more than the model's context of ", config.max_position_embeddings);
+  check(length <= config.max_position_embeddings, "prompt and max_new_tokens need ", length,
+        " positions, more than the model's context of ", config.max_position_embeddings);
+  for (const int32_t token : prompt) {
+    check(token >= 0 && token < config.vocab_size, "input_ids holds ", token, ", outside the vocabulary of ",
+          config.vocab_size);
+  }
+  for (const int32_t token : params.eos_token_ids) {
+    check(token >= 0 && token < config.vocab_size, "eos_token_id ", token, " is outside the vocabulary of ",
+          config.vocab_size);
+  }
+  const auto prompt_length = static_cast<int64_t>(prompt.size());
+  requests_.push_back(std::unique_ptr<Request>(new Request{next_id_, std::move(prompt), prompt_length, 0, params,
+                                                           Sampler(params.sampling), model_->new_state()}));
+  return next_id_++;
+}
+
+void Scheduler::cancel(int64_t request) {
+  std::erase_if(requests_, [request](const auto& r) { return r->id == request; });
+}
+
+std::vector<StepEvent> Scheduler::step() {
+  // Every running request gets its one token; prompts share what the chunk has room for, first come first served.
+  std::vector<Request*> running;
+  std::vector<SequenceInput> inputs;
+  int64_t room = chunk_;
+  for (const auto& r : requests_) {
+    const auto total = static_cast<int64_t>(r->tokens.size());
+    const bool decoding = total > r->prompt_length;
+    const int64_t count = decoding ? 1 : std::min(room, total - r->processed);
+    if (count == 0) continue;
+    if (!decoding) room -= count;
+    const bool last = r->processed + count == total;
+    running.push_back(r.get());
+    inputs.push_back({&r->state,
+                      std::span(r->tokens).subspan(static_cast<size_t>(r->processed), static_cast<size_t>(count)),
+                      last ? LogitsFor::last : LogitsFor::none});
+  }
+  const int64_t vocab = model_->config().vocab_size;
+  float* logits = logits_.ensure(static_cast<size_t>(num_logit_rows(inputs) * vocab));
+  model_->forward(inputs, logits, ws_);
+
+  std::vector<StepEvent> events;
+  for (size_t i = 0; i < running.size(); ++i) {
+    Request& r = *running[i];
+    r.processed += static_cast<int64_t>(inputs[i].tokens.size());
+    if (inputs[i].logits_for == LogitsFor::none) continue;
+    const auto generated = static_cast<int64_t>(r.tokens.size()) - r.prompt_length;
+    const std::span<const int32_t> eos = r.params.eos_token_ids;
+    const int32_t token = r.sampler.sample({logits, static_cast<size_t>(vocab)}, r.tokens,
+                                           generated < r.params.min_new_tokens ? eos : std::span<const int32_t>());
+    logits += vocab;
+    r.tokens.push_back(token);
+    FinishReason finish = FinishReason::none;
+    if (std::find(eos.begin(), eos.end(), token) != eos.end()) {
+      finish = FinishReason::stop;
+    } else if (generated + 1 >= r.params.max_new_tokens) {
+      finish = FinishReason::length;
+    }
+    events.push_back({r.id, token, finish});
+  }
+  for (const StepEvent& event : events) {
+    if (event.finish != FinishReason::none) cancel(event.request);
+  }
+  return events;
+}
+
+}  // namespace lfm

@@ -1,0 +1,63 @@
+// Who runs this step: requests join and leave at any time; each step packs one token of every running request and
+// chunks of waiting prompts into one forward pass.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "model/model.h"
+#include "runtime/sampler.h"
+
+namespace lfm {
+
+struct RequestParams {
+  SamplingParams sampling;
+  int64_t max_new_tokens = 0;  // 0: the request ends at once
+  int64_t min_new_tokens = 0;  // end-of-sequence tokens are suppressed before
+  std::vector<int32_t> eos_token_ids;
+};
+
+enum class FinishReason : uint8_t { none, stop, length };
+
+struct StepEvent {
+  int64_t request;
+  int32_t token;
+  FinishReason finish;
+};
+
+// Not thread-safe: one thread at a time. Several schedulers may share a model.
+class Scheduler {
+ public:
+  // chunk: prompt tokens of one step at most.
+  Scheduler(std::shared_ptr<const Model> model, int64_t chunk);
+
+  // Returns the request's id. Throws std::invalid_argument for a bad prompt or parameter.
+  int64_t add(std::vector<int32_t> prompt, const RequestParams& params);
+  void cancel(int64_t request);  // unknown or finished: ignored
+  bool idle() const { return requests_.empty(); }
+
+  // One forward pass; the tokens that it gave, in the order in which requests were added.
+  std::vector<StepEvent> step();
+
+ private:
+  struct Request {
+    int64_t id;
+    std::vector<int32_t> tokens;  // prompt, then generated
+    int64_t prompt_length;
+    int64_t processed = 0;  // tokens that the state holds
+    RequestParams params;
+    Sampler sampler;
+    SequenceState state;
+  };
+
+  std::shared_ptr<const Model> model_;
+  int64_t chunk_;
+  int64_t next_id_ = 0;
+  std::deque<std::unique_ptr<Request>> requests_;
+  Workspace ws_;
+  Buffer<float> logits_;
+};
+
+}  // namespace lfm

@@ -1,0 +1,159 @@
+"""
+The C++ core of lfm-engine: model, sequence states and scheduler.
+"""
+
+from __future__ import annotations
+import collections.abc
+import numpy
+import numpy.typing
+import typing
+
+__all__: list[str] = [
+    "Model",
+    "Scheduler",
+    "State",
+    "cpu_info",
+    "forked_after_parallel",
+    "measure_gemm",
+    "measure_read_bandwidth",
+]
+
+class State:
+    """
+    KV pages and conv state of one sequence; made by Model.new_state().
+    """
+    def restore(self, snapshot: State) -> None:
+        """
+        Go back to a snapshot of this model's state, exactly.
+        """
+    def snapshot(self) -> State:
+        """
+        An independent copy that shares KV pages until either side writes to them.
+        """
+    @property
+    def length(self) -> int:
+        """
+        Tokens processed.
+        """
+    @property
+    def nbytes(self) -> int:
+        """
+        Bytes of pages (shared ones too) and conv state.
+        """
+
+class Model:
+    """
+    Immutable weights and the forward pass.
+    """
+    def __init__(
+        self,
+        config: typing.Any,
+        checkpoint: typing.Any,
+        dtype: str,
+        device: str = "cpu",
+        num_threads: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None:
+        """
+        config: checkpoint.ModelConfig; checkpoint: tensor(name, shape) and release(name); dtype: 'float32', 'bfloat16' or 'int8'; num_threads: 0 takes the physical cores that this process may use.
+        """
+    def forward(
+        self,
+        state: State,
+        input_ids: numpy.ndarray,
+        logits: str = "all",
+        chunk: typing.SupportsInt | typing.SupportsIndex = 256,
+        out: numpy.typing.NDArray[numpy.float32] | None = None,
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        Appends input_ids [n] to the state; returns float32 logits [n, vocab] ('all') or [1, vocab] ('last'), written to `out` if given.
+        """
+    def forward_batch(
+        self,
+        states: collections.abc.Sequence[State],
+        input_ids: collections.abc.Sequence[numpy.ndarray],
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        One packed step of several sequences, without padding; returns the last logits of each, [batch, vocab].
+        """
+    def new_state(self) -> State: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def linear_implementation(self) -> str:
+        """
+        What multiplies the matrices, e.g. 'onednn:brg:avx512_core_bf16' or 'panels:q8'.
+        """
+    @property
+    def num_threads(self) -> int: ...
+    @property
+    def weight_nbytes(self) -> int:
+        """
+        Bytes of the packed weights.
+        """
+
+class Scheduler:
+    """
+    Continuous batching over one model; requests join and leave at any step.
+    """
+    def __init__(
+        self, model: Model, prefill_chunk: typing.SupportsInt | typing.SupportsIndex = 256
+    ) -> None: ...
+    def add(
+        self,
+        input_ids: numpy.ndarray,
+        *,
+        max_new_tokens: typing.SupportsInt | typing.SupportsIndex,
+        min_new_tokens: typing.SupportsInt | typing.SupportsIndex = 0,
+        eos_token_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+        do_sample: bool = False,
+        temperature: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        top_k: typing.SupportsInt | typing.SupportsIndex = 0,
+        top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        min_p: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        repetition_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        seed: typing.SupportsInt | typing.SupportsIndex = 0,
+        stream: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> int:
+        """
+        Adds a request and returns its id.
+        """
+    def cancel(self, request: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def step(self) -> list[tuple[int, int, str]]:
+        """
+        One forward pass; returns (request, token, finish) with finish '', 'stop' or 'length'.
+        """
+    @property
+    def idle(self) -> bool: ...
+
+def cpu_info() -> dict:
+    """
+    isa in use, isa detected, and the default number of threads.
+    """
+
+def forked_after_parallel() -> bool:
+    """
+    True in a child forked after the engine ran: it computes with one thread there.
+    """
+
+def measure_gemm(
+    dtype: str,
+    rows: typing.SupportsInt | typing.SupportsIndex,
+    k: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    num_threads: typing.SupportsInt | typing.SupportsIndex,
+) -> float:
+    """
+    oneDNN's own matmul rate in FLOP per second, 0 where it has none.
+    """
+
+def measure_read_bandwidth(
+    num_threads: typing.SupportsInt | typing.SupportsIndex,
+    nbytes: typing.SupportsInt | typing.SupportsIndex = 536870912,
+) -> float:
+    """
+    Streaming read bandwidth in bytes per second.
+    """
+
+__version__: str = "0.1.0"

@@ -1,0 +1,254 @@
+"""The model as Hugging Face users know it: `from_pretrained`, a call for logits, `generate`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from . import _core
+from .checkpoint import Checkpoint, ModelConfig, StoredTensor, open_checkpoint
+from .generate import GenerateOutput, run_requests
+from .generation import GenerationConfig
+from .inputs import read_prompts
+
+__all__ = ["AutoModelForCausalLM", "CausalLM", "CausalLMOutput", "GenerateOutput"]
+
+# dtype="auto": the type that keeps the stored values (fp16 has no exact smaller home than fp32).
+_AUTO_DTYPE = {
+    "float32": "float32",
+    "float16": "float32",
+    "bfloat16": "bfloat16",
+    "int8": "int8",
+}
+
+
+@dataclass(frozen=True)
+class CausalLMOutput:
+    """Result of calling a model.
+
+    Attributes:
+        logits: float32 [batch, sequence, vocab_size], written in place by the engine. Rows of
+            padding are zero. With `logits_to_keep=n` the last n positions only.
+    """
+
+    logits: npt.NDArray[np.float32]
+
+
+class _WithProgress:
+    """A checkpoint whose `release` moves a progress bar: what the core reads from."""
+
+    def __init__(self, checkpoint: Checkpoint, bar: tqdm[Any]) -> None:
+        self._checkpoint = checkpoint
+        self._bar = bar
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
+        return self._checkpoint.tensor(name, shape)
+
+    def release(self, name: str) -> None:
+        self._checkpoint.release(name)
+        self._bar.update(self._checkpoint.tensor_nbytes(name))
+
+
+class CausalLM:
+    """A loaded model. Immutable, so threads may share it; made by `AutoModelForCausalLM`.
+
+    Attributes:
+        config: sizes and layer types, see `checkpoint.ModelConfig`.
+        generation_config: defaults of `generate`, from the checkpoint; may be changed.
+        core: the C++ model, for states and single steps (`new_state`, `forward`, `forward_batch`).
+    """
+
+    def __init__(
+        self, core: _core.Model, config: ModelConfig, generation_config: GenerationConfig
+    ) -> None:
+        self.core = core
+        self.config = config
+        self.generation_config = generation_config
+
+    @property
+    def dtype(self) -> str:
+        """Type that weights are stored and multiplied in: "float32", "bfloat16" or "int8"."""
+        return self.core.dtype
+
+    @property
+    def device(self) -> str:
+        """Where the model computes; always "cpu" in this build."""
+        return "cpu"
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that a step uses."""
+        return self.core.num_threads
+
+    def num_parameters(self) -> int:
+        """Number of weights; tied embeddings count once."""
+        return self.config.num_parameters
+
+    def __repr__(self) -> str:
+        return (
+            f"CausalLM({self.config.architecture}, {self.num_parameters() / 1e6:.0f}M parameters, "
+            f"dtype={self.dtype!r}, num_threads={self.num_threads}, isa={self.core.isa!r})"
+        )
+
+    def __call__(
+        self, input_ids: Any, attention_mask: Any = None, *, logits_to_keep: int = 0
+    ) -> CausalLMOutput:
+        """Logits of whole sequences.
+
+        Args:
+            input_ids: integers [batch, sequence] or [sequence]; lists, NumPy or torch.
+            attention_mask: [batch, sequence], 0 for padding on the left.
+            logits_to_keep: compute only the last n positions' logits to return; 0 for all.
+
+        Returns:
+            An output with `.logits`, float32 [batch, sequence or n, vocab_size].
+
+        Raises:
+            ValueError: bad ids, an empty or ragged batch, or a sequence over the context.
+        """
+        prompts = read_prompts(input_ids, attention_mask)
+        if prompts.padded is None:
+            raise ValueError(
+                "input_ids: rows of different lengths; pad on the left and give attention_mask"
+            )
+        batch, length = prompts.padded.shape
+        if isinstance(logits_to_keep, bool) or not isinstance(logits_to_keep, int):
+            raise ValueError(f"logits_to_keep must be an integer, not {logits_to_keep!r}")
+        if logits_to_keep < 0:
+            raise ValueError(f"logits_to_keep must not be negative, not {logits_to_keep}")
+        if logits_to_keep == 1:
+            last = np.empty((batch, 1, self.config.vocab_size), np.float32)
+            for row, out in zip(prompts.rows, last, strict=True):
+                self.core.forward(self.core.new_state(), row, "last", out=out)
+            return CausalLMOutput(last)
+        logits = np.empty((batch, length, self.config.vocab_size), np.float32)
+        for row, start, out in zip(prompts.rows, prompts.starts, logits, strict=True):
+            out[:start] = 0
+            self.core.forward(self.core.new_state(), row, "all", out=out[start:])
+        return CausalLMOutput(logits[:, -logits_to_keep:] if logits_to_keep else logits)
+
+    def generate(
+        self,
+        input_ids: Any = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        attention_mask: Any = None,
+        streamer: Any = None,
+        tokenizer: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Continue prompts; all of them run together, packed without padding.
+
+        Args:
+            input_ids: [batch, sequence], [sequence], or a list of prompts of different lengths.
+            generation_config: in place of the model's own.
+            attention_mask: [batch, sequence], 0 for padding on the left.
+            streamer: gets the prompt and each token (`put`, `end`); one prompt only.
+            tokenizer: needed for `stop_strings`.
+            **options: any of `GenerationConfig`, going before it.
+
+        Returns:
+            int64 [batch, prompt + new tokens], rows that end early filled up with the padding id; a
+            list of 1-D arrays for a list of prompts of different lengths. With
+            `return_dict_in_generate` a `GenerateOutput` that holds this in `.sequences`.
+
+        Raises:
+            ValueError: bad ids or options, a prompt over the context; the message names which.
+            TypeError: an option that does not exist.
+        """
+        try:
+            config = generation_config or self.generation_config
+            # None takes the checkpoint's value, as everywhere in GenerationConfig.
+            config = config.merged(**options)
+            prompts = read_prompts(input_ids, attention_mask)
+            return run_requests(
+                self.core, self.config, config, prompts, streamer=streamer, tokenizer=tokenizer
+            )
+        except BaseException as error:
+            # A consumer in another thread would wait for ever.
+            if streamer is not None and hasattr(streamer, "fail"):
+                streamer.fail(error)
+            raise
+
+
+class AutoModelForCausalLM:
+    """Loads models; see `from_pretrained`."""
+
+    @staticmethod
+    def from_pretrained(
+        path: str | os.PathLike[str],
+        *,
+        dtype: Any = "auto",
+        device: str = "cpu",
+        num_threads: int | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        gguf_file: str | None = None,
+        progress: bool | None = None,
+    ) -> CausalLM:
+        """Load a checkpoint.
+
+        Args:
+            path: a folder (safetensors), a .gguf file, or an id on the Hugging Face hub.
+            dtype: "float32", "bfloat16", "int8" (groups of 32 weights and activations, Q8_0's
+                arithmetic), or "auto": the type that keeps the stored values (float16 becomes
+                float32, quantized GGUF files int8). torch dtypes work too.
+            device: "cpu".
+            num_threads: default: the physical cores that this process may use.
+            revision, cache_dir, local_files_only, token: as in huggingface_hub.
+            gguf_file: which file of a folder or repository of .gguf files.
+            progress: show a progress bar; None for terminals and models that take a moment.
+
+        Raises:
+            OSError: not found, or no network; one line that names what was asked for.
+            ValueError: the files are corrupt or of an unsupported kind; names file and tensor.
+        """
+        if num_threads is not None and (isinstance(num_threads, bool) or num_threads < 1):
+            raise ValueError(f"num_threads must be at least 1, not {num_threads!r}")
+        with open_checkpoint(
+            path,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+            gguf_file=gguf_file,
+        ) as checkpoint:
+            name = str(dtype).removeprefix("torch.")
+            if name == "auto":
+                name = _AUTO_DTYPE[checkpoint.stored_dtype]
+            size = checkpoint.nbytes()
+            if progress is None:
+                progress = size > 200_000_000 and sys.stderr.isatty()
+            with tqdm(
+                total=size, unit="B", unit_scale=True, desc=f"Loading {name}", disable=not progress
+            ) as bar:
+                try:
+                    core = _core.Model(
+                        checkpoint.config,
+                        _WithProgress(checkpoint, bar),
+                        name,
+                        device,
+                        num_threads or 0,
+                    )
+                except ValueError as error:
+                    # The core knows tensors, not files.
+                    file = str(checkpoint.path)
+                    if str(error).startswith("tensor"):
+                        raise ValueError(f"{file}: {error}") from None
+                    raise
+            config = checkpoint.config
+            try:
+                generation = GenerationConfig.from_dict(checkpoint.generation_config)
+            except ValueError as error:
+                warnings.warn(f"{checkpoint.path}: generation_config: {error}", stacklevel=2)
+                generation = GenerationConfig()
+        return CausalLM(core, config, generation)
