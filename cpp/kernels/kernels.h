@@ -14,6 +14,7 @@
 namespace lfm {
 
 inline constexpr int64_t kPanel = 16;  // output features (lanes) of one packed weight panel
+inline constexpr int64_t kBlock = 64;  // output features of one block of oneDNN's packed layouts
 inline constexpr int64_t kPage = 64;   // tokens of one KV page
 
 // Rows of x quantized to int8 in groups of 32, zero padded: the activations of int8 weights.
@@ -99,6 +100,15 @@ struct Kernels {
   void (*gemm_q8)(const Q8Rows& x, int64_t rows, int64_t groups, const Q8Panels& panels, int64_t features, float* y,
                   int64_t ldy, bool accumulate) noexcept;
 
+  // Few rows times weights in oneDNN's blocked layouts: `panel` is one block of 64 output features, [k, 64] fp32 or
+  // [k / 2, 64, 2] bf16 (k even). Each sum runs over k in order, started anew every k_chunk inputs, the partial sums
+  // added up: brgemm's order, so that results can equal its bits. y gets features < 64 values a row.
+  // blocked_bf16 is null where the ISA has no bf16 dot product.
+  void (*blocked_f32)(const float* x, int64_t ldx, int64_t rows, int64_t k, int64_t k_chunk, const float* panel,
+                      int64_t features, float* y, int64_t ldy, bool accumulate) noexcept;
+  void (*blocked_bf16)(const uint16_t* x, int64_t ldx, int64_t rows, int64_t k, int64_t k_chunk, const uint16_t* panel,
+                       int64_t features, float* y, int64_t ldy, bool accumulate) noexcept;
+
   // out[i] = bf16(x[i]), round to nearest even.
   void (*to_bf16)(const float* x, int64_t n, uint16_t* out) noexcept;
 };
@@ -112,5 +122,6 @@ const Kernels& active_kernels();
 extern const Kernels kReferenceKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+const Kernels& avx512_bf16_kernels();  // kAvx512Kernels and bf16 dot products
 
 }  // namespace lfm

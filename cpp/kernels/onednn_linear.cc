@@ -1,6 +1,7 @@
 #include "kernels/onednn_linear.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/error.h"
 #include "base/parallel.h"
@@ -13,6 +14,7 @@ using dnnl::memory;
 using tag = memory::format_tag;
 constexpr auto kF32 = memory::data_type::f32;
 constexpr int64_t kTypicalRows = 256;  // the layout is the same for any number of rows
+constexpr int64_t kFewRows = 4;        // up to here our own kernels read the weights faster
 constexpr size_t kMaxProducts = 16;    // primitives kept per layer; a new one takes well under a millisecond
 
 memory::data_type onednn_type(ComputeType type) { return type == ComputeType::bf16 ? memory::data_type::bf16 : kF32; }
@@ -31,6 +33,14 @@ dnnl::cpu_isa onednn_isa(Isa isa) {
 dnnl::stream& stream() {
   static dnnl::stream instance(onednn_engine());
   return instance;
+}
+
+// Whether elements lie as kernels.h says for blocked_*: blocks of 64 features, each [k / pair, 64, pair].
+bool is_blocked_by(const memory::desc& layout, int64_t pair) {
+  const auto blocks = layout.get_inner_blks(), dims = layout.get_inner_idxs(), strides = layout.get_strides();
+  if (blocks.size() != (pair == 1 ? 2u : 3u) || blocks[1] != kBlock || dims[0] != 0 || dims[1] != 1) return false;
+  if (pair > 1 && (blocks[2] != pair || dims[2] != 0)) return false;
+  return strides[0] == blocks[0] * kBlock * pair;  // blocks of k follow each other
 }
 
 matmul::primitive_desc describe(int64_t rows, memory::desc weights, ComputeType type, bool accumulate) {
@@ -66,12 +76,14 @@ std::unique_ptr<Linear> OneDnnLinear::create(std::span<const TensorView> parts, 
   // Some shapes leave brgemm at small M; then no layout serves both prefill and decode.
   const auto decode = describe(1, pd.weights_desc(), type, true);
   if (!decode || std::string_view(decode.impl_info_str()).substr(0, 4) != "brg:") return nullptr;
-  return std::unique_ptr<Linear>(new OneDnnLinear(parts, type, pd));
+  return std::unique_ptr<Linear>(new OneDnnLinear(parts, type, pd, kernels_for(isa)));
 }
 
-OneDnnLinear::OneDnnLinear(std::span<const TensorView> parts, ComputeType type, const matmul::primitive_desc& pd)
+OneDnnLinear::OneDnnLinear(std::span<const TensorView> parts, ComputeType type, const matmul::primitive_desc& pd,
+                           const Kernels& kernels)
     : Linear(pd.weights_desc().get_dims()[0], pd.weights_desc().get_dims()[1]),
       type_(type),
+      kernels_(kernels),
       implementation_(std::string("onednn:") + pd.impl_info_str()),
       layout_(pd.weights_desc()),
       weights_(layout_.get_size()) {
@@ -90,6 +102,34 @@ OneDnnLinear::OneDnnLinear(std::span<const TensorView> parts, ComputeType type, 
   }
   k_offset_.resize(static_cast<size_t>(k));
   for (int64_t i = 0; i < k; ++i) k_offset_[i] = offset(i, 0);
+  k_chunk_ = find_k_chunk();
+  if (k_chunk_ > 0) implementation_ += "+blocked";
+}
+
+// brgemm at one row reads weights at about two thirds of the memory bandwidth; our kernels on the same layout reach all
+// of it. They are used only where they give oneDNN's bits, or a token would depend on its batch. oneDNN cuts k into
+// chunks whose length it does not tell: try the likely ones on real weights.
+int64_t OneDnnLinear::find_k_chunk() const {
+  const int64_t k = in_features(), n = out_features();
+  const int64_t pair = type_ == ComputeType::bf16 ? 2 : 1;
+  const bool kernel = type_ == ComputeType::bf16 ? kernels_.blocked_bf16 != nullptr : kernels_.blocked_f32 != nullptr;
+  if (!kernel || k % pair != 0 || !is_blocked_by(layout_, pair)) return 0;
+  constexpr int64_t kRows = 3;
+  std::vector<float> x(static_cast<size_t>(kRows * k)), expected(static_cast<size_t>(kRows * n)), found(expected);
+  for (size_t i = 0; i < x.size(); ++i)
+    x[i] = static_cast<float>(static_cast<int64_t>(i * 7919 % 2003) - 1001) / 256.0f;
+  std::vector<uint16_t> halves(x.size());
+  kernels_.to_bf16(x.data(), static_cast<int64_t>(x.size()), halves.data());
+  const void* source = type_ == ComputeType::bf16 ? static_cast<const void*>(halves.data()) : x.data();
+  Buffer<std::byte> pad;
+  multiply_onednn(source, kRows, expected.data(), false, pad);
+  for (const int64_t chunk :
+       {k, int64_t{4096}, int64_t{2048}, int64_t{1024}, int64_t{512}, int64_t{256}, int64_t{128}, int64_t{64}}) {
+    if (chunk > k) continue;
+    multiply_blocked(source, kRows, chunk, found.data(), false);
+    if (std::memcmp(found.data(), expected.data(), found.size() * sizeof(float)) == 0) return chunk;
+  }
+  return 0;
 }
 
 int64_t OneDnnLinear::offset(int64_t k, int64_t n) const {
@@ -128,20 +168,45 @@ OneDnnLinear::Product OneDnnLinear::product(int64_t rows, bool accumulate) const
 
 void OneDnnLinear::multiply(const float* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const {
   const int64_t k = in_features();
-  const Product p = product(rows, accumulate);
-  void* src = const_cast<float*>(x);
+  const void* source = x;
   if (type_ == ComputeType::bf16) {
-    src = scratch.activations.ensure(static_cast<size_t>(rows * k) * sizeof(uint16_t));
-    auto* halves = static_cast<uint16_t*>(src);
-    parallel_for(rows, [&](int64_t m) { active_kernels().to_bf16(x + m * k, k, halves + m * k); });
+    auto* halves =
+        reinterpret_cast<uint16_t*>(scratch.activations.ensure(static_cast<size_t>(rows * k) * sizeof(uint16_t)));
+    parallel_for(rows, [&](int64_t m) { kernels_.to_bf16(x + m * k, k, halves + m * k); });
+    source = halves;
   }
+  if (k_chunk_ > 0 && rows <= kFewRows) {
+    multiply_blocked(source, rows, k_chunk_, y, accumulate);
+  } else {
+    multiply_onednn(source, rows, y, accumulate, scratch.pad);
+  }
+}
+
+void OneDnnLinear::multiply_onednn(const void* x, int64_t rows, float* y, bool accumulate,
+                                   Buffer<std::byte>& scratchpad) const {
+  const Product p = product(rows, accumulate);
   const dnnl::engine& engine = onednn_engine();
-  const memory a(p.src, engine, src);
+  const memory a(p.src, engine, const_cast<void*>(x));
   const memory b(layout_, engine, const_cast<std::byte*>(weights_.data()));
   const memory c(p.dst, engine, y);
-  const memory pad(p.pad, engine, scratch.pad.ensure(p.pad.get_size()));
+  const memory pad(p.pad, engine, scratchpad.ensure(p.pad.get_size()));
   p.primitive.execute(stream(),
                       {{DNNL_ARG_SRC, a}, {DNNL_ARG_WEIGHTS, b}, {DNNL_ARG_DST, c}, {DNNL_ARG_SCRATCHPAD, pad}});
+}
+
+void OneDnnLinear::multiply_blocked(const void* x, int64_t rows, int64_t k_chunk, float* y, bool accumulate) const {
+  const int64_t k = in_features(), n = out_features(), blocks = (n + kBlock - 1) / kBlock;
+  parallel_for(blocks, [&](int64_t b) {
+    const int64_t begin = b * kBlock, at = offset(0, begin);
+    if (type_ == ComputeType::bf16) {
+      kernels_.blocked_bf16(static_cast<const uint16_t*>(x), k, rows, k, k_chunk,
+                            reinterpret_cast<const uint16_t*>(weights_.data()) + at, n - begin, y + begin, n,
+                            accumulate);
+    } else {
+      kernels_.blocked_f32(static_cast<const float*>(x), k, rows, k, k_chunk,
+                           reinterpret_cast<const float*>(weights_.data()) + at, n - begin, y + begin, n, accumulate);
+    }
+  });
 }
 
 }  // namespace lfm

@@ -29,16 +29,23 @@ class OneDnnLinear final : public Linear {
     dnnl::matmul primitive;
     dnnl::memory::desc src, dst, pad;
   };
-  OneDnnLinear(std::span<const TensorView> parts, ComputeType type, const dnnl::matmul::primitive_desc& pd);
+  OneDnnLinear(std::span<const TensorView> parts, ComputeType type, const dnnl::matmul::primitive_desc& pd,
+               const Kernels& kernels);
   int64_t offset(int64_t k, int64_t n) const;            // element offset in weights_
   Product product(int64_t rows, bool accumulate) const;  // handles, cheap to copy
 
+  void multiply_onednn(const void* x, int64_t rows, float* y, bool accumulate, Buffer<std::byte>& pad) const;
+  void multiply_blocked(const void* x, int64_t rows, int64_t k_chunk, float* y, bool accumulate) const;
+  int64_t find_k_chunk() const;
+
   ComputeType type_;
+  const Kernels& kernels_;
   std::string implementation_;
   dnnl::memory::desc layout_;  // logical dims [K, N]
   Buffer<std::byte> weights_;
-  std::vector<int64_t> k_offset_;                                // offset(k, 0): rows are gathered through it
-  mutable std::mutex mutex_;                                     // guards products_
+  std::vector<int64_t> k_offset_;  // offset(k, 0): rows are gathered through it
+  int64_t k_chunk_ = 0;            // of our kernels for few rows; 0: they cannot be used, oneDNN does all
+  mutable std::mutex mutex_;       // guards products_
   mutable std::map<std::pair<int64_t, int>, Product> products_;  // by rows, threads and accumulate
 };
 

@@ -43,10 +43,11 @@ class _Row:
     def take(self, token: int, finish: str) -> None:
         self.tokens.append(token)
         self.finish = finish
-        if self.decoder is not None and self.matcher is not None and not finish:
-            # Incomplete characters wait: a stop string is text, not bytes.
-            if self.matcher.push(self.decoder.push(token)):
-                self.finish = "stop"
+        if finish or self.decoder is None or self.matcher is None:
+            return
+        # Incomplete characters wait: a stop string is text, not bytes.
+        if self.matcher.push(self.decoder.push(token)):
+            self.finish = "stop"
 
 
 def run_requests(
@@ -70,7 +71,7 @@ def run_requests(
             RuntimeWarning,
             stacklevel=3,
         )
-    eos = [i for i in config.stop_ids(model_config.eos_token_id)]
+    eos = list(config.stop_ids(model_config.eos_token_id))
     if config.eos_token_id is None:
         # A checkpoint may name more special tokens than its vocabulary holds.
         eos = [i for i in eos if i < model_config.vocab_size]

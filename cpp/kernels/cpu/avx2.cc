@@ -1,7 +1,8 @@
-#include "kernels/cpu/vec_avx2.h"
+#include <immintrin.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <limits>
 #include <type_traits>
@@ -10,12 +11,14 @@
 #include "kernels/kernels.h"
 
 namespace lfm {
-namespace avx2 {
 namespace {
+// clang-format off: each needs the ones before it
+#include "kernels/cpu/vec_avx2.h"
+#include "kernels/cpu/lanes.h"
 #include "kernels/cpu/simd_kernels.h"
+// clang-format on
 }  // namespace
-}  // namespace avx2
 
-const Kernels kAvx2Kernels = avx2::kTable;
+const Kernels kAvx2Kernels = kSimdKernels;
 
 }  // namespace lfm

@@ -1,7 +1,8 @@
-#include "kernels/cpu/vec_avx512.h"
+#include <immintrin.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <limits>
 #include <type_traits>
@@ -10,12 +11,21 @@
 #include "kernels/kernels.h"
 
 namespace lfm {
-namespace avx512 {
 namespace {
+// clang-format off: each needs the ones before it
+#include "kernels/cpu/vec_avx512.h"
+#include "kernels/cpu/lanes.h"
 #include "kernels/cpu/simd_kernels.h"
-}  // namespace
-}  // namespace avx512
+#include "kernels/cpu/blocked_kernels.h"
+// clang-format on
 
-const Kernels kAvx512Kernels = avx512::kTable;
+constexpr Kernels with_blocked(Kernels table) {
+  table.blocked_f32 = blocked<F32Product>;
+  return table;
+}
+
+}  // namespace
+
+const Kernels kAvx512Kernels = with_blocked(kSimdKernels);
 
 }  // namespace lfm

@@ -165,16 +165,44 @@ void to_bf16(const float* x, int64_t n, uint16_t* out) noexcept {
   for (int64_t i = 0; i < n; ++i) out[i] = f32_to_bf16(x[i]);
 }
 
+// One weight of a [k, 64] fp32 or [k / 2, 64, 2] bf16 block.
+float block_weight(const float* panel, int64_t k, int64_t n) { return panel[k * kBlock + n]; }
+float block_weight(const uint16_t* panel, int64_t k, int64_t n) {
+  return bf16_to_f32(panel[(k / 2 * kBlock + n) * 2 + k % 2]);
+}
+
+template <class T>
+void blocked(const T* x, int64_t ldx, int64_t rows, int64_t k, int64_t /*k_chunk*/, const T* panel, int64_t features,
+             float* y, int64_t ldy, bool accumulate) noexcept {
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t n = 0; n < std::min(features, kBlock); ++n) {
+      double sum = 0;
+      for (int64_t i = 0; i < k; ++i) sum += double{to_float(x[m * ldx + i])} * block_weight(panel, i, n);
+      float& out = y[m * ldy + n];
+      out = static_cast<float>(sum) + (accumulate ? out : 0.0f);
+    }
+  }
+}
+
 }  // namespace
 
 const Kernels kReferenceKernels = {
-    rms_norm,         silu_mul,
-    head_norm_rope,   short_conv,
-    store_kv<float>,  store_kv<uint16_t>,
-    attention<float>, attention<uint16_t>,
-    attention_merge,  gemm<float>,
-    gemm<uint16_t>,   quantize_q8,
-    gemm_q8,          to_bf16,
+    .rms_norm = rms_norm,
+    .silu_mul = silu_mul,
+    .head_norm_rope = head_norm_rope,
+    .short_conv = short_conv,
+    .store_kv_f32 = store_kv<float>,
+    .store_kv_bf16 = store_kv<uint16_t>,
+    .attention_f32 = attention<float>,
+    .attention_bf16 = attention<uint16_t>,
+    .attention_merge = attention_merge,
+    .gemm_f32 = gemm<float>,
+    .gemm_bf16 = gemm<uint16_t>,
+    .quantize_q8 = quantize_q8,
+    .gemm_q8 = gemm_q8,
+    .blocked_f32 = blocked<float>,
+    .blocked_bf16 = blocked<uint16_t>,
+    .to_bf16 = to_bf16,
 };
 
 }  // namespace lfm

@@ -23,22 +23,6 @@ inline Vec exp(Vec x) {
   return Vec::keep_ge(x, lowest, p * Vec::exp2i(n));
 }
 
-// Calls body(i, n): whole vectors with n = kWidth, then the tail.
-template <class Body>
-inline void for_lanes(int64_t begin, int64_t end, const Body& body) {
-  int64_t i = begin;
-  for (; i + Vec::kWidth <= end; i += Vec::kWidth) body(i, Vec::kWidth);
-  if (i < end) body(i, end - i);
-}
-inline Vec load_n(const float* p, int64_t n) { return n == Vec::kWidth ? Vec::load(p) : Vec::load(p, n); }
-inline void store_n(Vec v, float* p, int64_t n) {
-  if (n == Vec::kWidth) {
-    v.store(p);
-  } else {
-    v.store(p, n);
-  }
-}
-
 void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* out) noexcept {
   Vec sum = Vec::zero();
   for_lanes(0, n, [&](int64_t i, int64_t k) {
@@ -110,12 +94,19 @@ void store_kv(const float* k, const float* v, int64_t head_dim, int64_t slot, vo
   for (int64_t d = 0; d < head_dim; ++d) assign(values[d], v[d]);
 }
 
+// Vectors per row whose sums a block of R rows keeps in registers, beside the operands.
+template <int R>
+inline constexpr int kVecsPerRow = Vec::kWidth == 16 ? 4
+                                                     : (R == 1   ? 8
+                                                        : R == 2 ? 4
+                                                                 : 2);
+
 // scores[R rows][kPage] = q k^T for one page; lanes are keys, so each score is one sum over head_dim in order.
 template <int R, class T>
 inline void page_scores(const float* q, const T* keys, int64_t head_dim, float* scores) noexcept {
-  constexpr int kVecs = 32 / Vec::kWidth;  // 32 keys at a time: two groups of 16
+  constexpr int kVecs = kVecsPerRow<R>;
   constexpr int kPerGroup = 16 / Vec::kWidth;
-  for (int64_t first = 0; first < kPage; first += 32) {
+  for (int64_t first = 0; first < kPage; first += kVecs * Vec::kWidth) {
     Vec sum[R][kVecs];
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < kVecs; ++i) sum[r][i] = Vec::zero();
@@ -134,34 +125,45 @@ inline void page_scores(const float* q, const T* keys, int64_t head_dim, float* 
   }
 }
 
+// V vectors [d, d + kVecs) of page_values.
+template <int R, int kVecs, class T>
+inline void page_values_at(int64_t d, const float* weights, const float* scale, const T* values, int64_t keys,
+                           int64_t padded, float* acc) noexcept {
+  Vec sum[R][kVecs];
+  for (int r = 0; r < R; ++r)
+    for (int i = 0; i < kVecs; ++i) {
+      sum[r][i] = Vec::load(acc + r * padded + d + i * Vec::kWidth) * Vec::set(scale[r]);
+    }
+  for (int64_t s = 0; s < keys; ++s) {
+    Vec value[kVecs];
+    for (int i = 0; i < kVecs; ++i) value[i] = Vec::load(values + s * padded + d + i * Vec::kWidth);
+    for (int r = 0; r < R; ++r) {
+      const Vec w = Vec::set(weights[r * kPage + s]);
+      for (int i = 0; i < kVecs; ++i) sum[r][i] = Vec::fma(w, value[i], sum[r][i]);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int i = 0; i < kVecs; ++i) sum[r][i].store(acc + r * padded + d + i * Vec::kWidth);
+}
+
 // acc[R rows] = acc * scale[row] + weights[R rows][kPage] V for one page; `keys` values of V are used.
 template <int R, class T>
 inline void page_values(const float* weights, const float* scale, const T* values, int64_t keys, int64_t padded,
                         float* acc) noexcept {
-  constexpr int kVecs = 16 / Vec::kWidth;
-  for (int64_t d = 0; d < padded; d += 16) {
-    Vec sum[R][kVecs];
-    for (int r = 0; r < R; ++r)
-      for (int i = 0; i < kVecs; ++i)
-        sum[r][i] = Vec::load(acc + r * padded + d + i * Vec::kWidth) * Vec::set(scale[r]);
-    for (int64_t s = 0; s < keys; ++s) {
-      Vec value[kVecs];
-      for (int i = 0; i < kVecs; ++i) value[i] = Vec::load(values + s * padded + d + i * Vec::kWidth);
-      for (int r = 0; r < R; ++r) {
-        const Vec w = Vec::set(weights[r * kPage + s]);
-        for (int i = 0; i < kVecs; ++i) sum[r][i] = Vec::fma(w, value[i], sum[r][i]);
-      }
-    }
-    for (int r = 0; r < R; ++r)
-      for (int i = 0; i < kVecs; ++i) sum[r][i].store(acc + r * padded + d + i * Vec::kWidth);
+  constexpr int kVecs = kVecsPerRow<R>;
+  int64_t d = 0;
+  for (; d + kVecs * Vec::kWidth <= padded; d += kVecs * Vec::kWidth) {
+    page_values_at<R, kVecs>(d, weights, scale, values, keys, padded, acc);
   }
+  for (; d < padded; d += Vec::kWidth) page_values_at<R, 1>(d, weights, scale, values, keys, padded, acc);
 }
 
-// body(row, integral_constant R) over `rows` in blocks of 4, then 2, then 1.
+// body(row, integral_constant R) over `rows` in blocks of kMost, then 2, then 1.
 template <class Body>
 inline void for_row_blocks(int64_t rows, const Body& body) {
+  constexpr int kMost = Vec::kWidth == 16 ? 6 : 4;
   int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) body(r, std::integral_constant<int, 4>{});
+  for (; r + kMost <= rows; r += kMost) body(r, std::integral_constant<int, kMost>{});
   for (; r + 2 <= rows; r += 2) body(r, std::integral_constant<int, 2>{});
   for (; r < rows; ++r) body(r, std::integral_constant<int, 1>{});
 }
@@ -379,15 +381,25 @@ void gemm_q8(const Q8Rows& x, int64_t rows, int64_t groups, const Q8Panels& pane
   constexpr int64_t kRows = Vec::kWidth == 16 ? 8 : 2;
   const int64_t whole = rows / kRows * kRows;
   if (whole > 0) q8_rows<kRows, 1>(x, 0, whole, groups, panels, 0, features, y, ldy, accumulate);
-  if (rows > whole) q8_rows<1, 2>(x, whole, rows, groups, panels, 0, features, y, ldy, accumulate);
+  // One panel at a time: weights arrive as one sequential stream, which is what the prefetchers follow best.
+  if (rows > whole) q8_rows<1, 1>(x, whole, rows, groups, panels, 0, features, y, ldy, accumulate);
 }
 
-constexpr Kernels kTable = {
-    rms_norm,         silu_mul,
-    head_norm_rope,   short_conv,
-    store_kv<float>,  store_kv<uint16_t>,
-    attention<float>, attention<uint16_t>,
-    attention_merge,  gemm<float>,
-    gemm<uint16_t>,   quantize_q8,
-    gemm_q8,          to_bf16,
+constexpr Kernels kSimdKernels = {
+    .rms_norm = rms_norm,
+    .silu_mul = silu_mul,
+    .head_norm_rope = head_norm_rope,
+    .short_conv = short_conv,
+    .store_kv_f32 = store_kv<float>,
+    .store_kv_bf16 = store_kv<uint16_t>,
+    .attention_f32 = attention<float>,
+    .attention_bf16 = attention<uint16_t>,
+    .attention_merge = attention_merge,
+    .gemm_f32 = gemm<float>,
+    .gemm_bf16 = gemm<uint16_t>,
+    .quantize_q8 = quantize_q8,
+    .gemm_q8 = gemm_q8,
+    .blocked_f32 = nullptr,
+    .blocked_bf16 = nullptr,
+    .to_bf16 = to_bf16,
 };

@@ -1,11 +1,6 @@
 // Eight fp32 lanes: what simd_kernels.h needs of AVX2 + FMA + F16C. Only for translation units built for it.
-#pragma once
-
-#include <immintrin.h>
-
-#include <cstdint>
-
-namespace lfm::avx2 {
+// Included inside the namespace of such a unit, so that no code built for one ISA can be linked into another; hence no
+// include guard, no #include and no namespace here.
 
 struct Vec {
   static constexpr int64_t kWidth = 8;
@@ -95,5 +90,3 @@ inline void round_to_i8(Vec x, int8_t* out, int32_t& sum) {
     sum += q[i];
   }
 }
-
-}  // namespace lfm::avx2

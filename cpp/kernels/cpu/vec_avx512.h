@@ -1,11 +1,6 @@
 // Sixteen fp32 lanes: what simd_kernels.h needs of AVX-512 F/BW/DQ/VL + VNNI. Only for translation units built for it.
-#pragma once
-
-#include <immintrin.h>
-
-#include <cstdint>
-
-namespace lfm::avx512 {
+// Included inside the namespace of such a unit, so that no code built for one ISA can be linked into another; hence no
+// include guard, no #include and no namespace here.
 
 struct Vec {
   static constexpr int64_t kWidth = 16;
@@ -76,5 +71,3 @@ inline void round_to_i8(Vec x, int8_t* out, int32_t& sum) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(q));
   sum += _mm512_reduce_add_epi32(q);
 }
-
-}  // namespace lfm::avx512

@@ -1,0 +1,17 @@
+// Loops over whole vectors and a tail, for any `Vec`. Included like simd_kernels.h.
+
+// Calls body(i, n): whole vectors with n = kWidth, then the tail.
+template <class Body>
+inline void for_lanes(int64_t begin, int64_t end, const Body& body) {
+  int64_t i = begin;
+  for (; i + Vec::kWidth <= end; i += Vec::kWidth) body(i, Vec::kWidth);
+  if (i < end) body(i, end - i);
+}
+inline Vec load_n(const float* p, int64_t n) { return n == Vec::kWidth ? Vec::load(p) : Vec::load(p, n); }
+inline void store_n(Vec v, float* p, int64_t n) {
+  if (n == Vec::kWidth) {
+    v.store(p);
+  } else {
+    v.store(p, n);
+  }
+}
