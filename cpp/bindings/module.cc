@@ -66,7 +66,6 @@ std::shared_ptr<Model> make_model(const py::object& config, const py::object& ch
 py::array_t<float> forward(const Model& model, PyState& state, const py::array& ids, const std::string& logits_for,
                            int64_t chunk, const std::optional<py::array_t<float>>& out) {
   check(logits_for == "all" || logits_for == "last", "logits must be 'all' or 'last', not '", logits_for, "'");
-  check(chunk >= 1, "chunk must be >= 1, not ", chunk);
   const std::vector<int32_t> tokens = token_ids_from_python(ids, "input_ids");
   const SequenceInput input = {&state.state, tokens, logits_for == "all" ? LogitsFor::all : LogitsFor::last};
   const Exclusive guard(state.busy, "the state");
@@ -138,10 +137,11 @@ std::vector<std::tuple<int64_t, int32_t, std::string>> step(PyScheduler& s) {
   }
   std::vector<std::tuple<int64_t, int32_t, std::string>> out;
   for (const StepEvent& e : events) {
-    out.emplace_back(e.request, e.token,
-                     e.finish == FinishReason::stop     ? "stop"
-                     : e.finish == FinishReason::length ? "length"
-                                                        : "");
+    std::string finish;
+    if (e.finish == FinishReason::stop) finish = "stop";
+    if (e.finish == FinishReason::length) finish = "length";
+    if (e.finish == FinishReason::error) finish = "error: " + e.error;
+    out.emplace_back(e.request, e.token, finish);
   }
   return out;
 }
@@ -218,7 +218,9 @@ PYBIND11_MODULE(_core, m) {
           },
           py::arg("request"))
       .def_property_readonly("idle", [](const PyScheduler& s) { return s.scheduler.idle(); })
-      .def("step", &step, "One forward pass; returns (request, token, finish) with finish '', 'stop' or 'length'.");
+      .def("step", &step,
+           "One forward pass; returns (request, token, finish) with finish '', 'stop', 'length' or 'error: ...' (token "
+           "-1).");
 
   m.def("cpu_info", &cpu_info, "isa in use, isa detected, and the default number of threads.");
   m.def("forked_after_parallel", &forked_after_parallel,

@@ -17,6 +17,9 @@ inline constexpr int64_t kPanel = 16;  // output features (lanes) of one packed 
 inline constexpr int64_t kBlock = 64;  // output features of one block of oneDNN's packed layouts
 inline constexpr int64_t kPage = 64;   // tokens of one KV page
 
+// A group whose largest magnitude is not above this is quantized to zeros: 127 / max must stay finite.
+inline constexpr float kSmallestQ8Max = 1e-36f;
+
 // Rows of x quantized to int8 in groups of 32, zero padded: the activations of int8 weights.
 struct Q8Rows {
   const int8_t* values;  // [rows, groups * 32]
@@ -103,7 +106,7 @@ struct Kernels {
   // Few rows times weights in oneDNN's blocked layouts: `panel` is one block of 64 output features, [k, 64] fp32 or
   // [k / 2, 64, 2] bf16 (k even). Each sum runs over k in order, started anew every k_chunk inputs, the partial sums
   // added up: brgemm's order, so that results can equal its bits. y gets features < 64 values a row.
-  // blocked_bf16 is null where the ISA has no bf16 dot product.
+  // Null where the ISA has no oneDNN product to match: blocked_f32 below AVX-512, blocked_bf16 below AVX-512 BF16.
   void (*blocked_f32)(const float* x, int64_t ldx, int64_t rows, int64_t k, int64_t k_chunk, const float* panel,
                       int64_t features, float* y, int64_t ldy, bool accumulate) noexcept;
   void (*blocked_bf16)(const uint16_t* x, int64_t ldx, int64_t rows, int64_t k, int64_t k_chunk, const uint16_t* panel,

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
+#include <limits>
 
 #include "base/error.h"
 #include "base/parallel.h"
@@ -41,18 +43,25 @@ void Linear::forward(const float* x, int64_t rows, float* y, bool accumulate, Li
   });
 }
 
-void read_stacked_rows(std::span<const TensorView> parts, int64_t first, int64_t count, float* out) {
+void read_stacked_rows(std::span<const TensorView> parts, int64_t first, int64_t count, ComputeType type, float* out) {
+  // Larger values round to infinity in bf16.
+  const float limit = type == ComputeType::bf16 ? 0x1.fep127f : std::numeric_limits<float>::max();
   std::atomic<const TensorView*> bad{nullptr};
   int64_t offset = 0;  // of the part's first row in the stack
   for (const TensorView& part : parts) {
     const int64_t begin = std::max(first, offset), end = std::min(first + count, offset + part.rows());
     parallel_for(end - begin, [&](int64_t i) {
       const int64_t row = begin + i;
-      if (!read_row(part, row - offset, out + (row - first) * part.cols())) bad.store(&part);
+      float* to = out + (row - first) * part.cols();
+      bool ok = read_row(part, row - offset, to);
+      for (int64_t c = 0; c < part.cols(); ++c) ok &= std::fabs(to[c]) <= limit;
+      if (!ok) bad.store(&part);
     });
     offset += part.rows();
   }
-  if (const TensorView* tensor = bad.load()) throw std::invalid_argument(not_finite_message(tensor->name));
+  if (const TensorView* tensor = bad.load()) {
+    throw std::invalid_argument(concat(not_finite_message(tensor->name), " (as ", compute_type_name(type), ")"));
+  }
 }
 
 std::unique_ptr<Linear> make_linear(std::span<const TensorView> parts, ComputeType type, Isa isa) {

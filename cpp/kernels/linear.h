@@ -60,7 +60,7 @@ class Linear {
 std::unique_ptr<Linear> make_linear(std::span<const TensorView> parts, ComputeType type, Isa isa);
 
 // Reads rows [first, first + count) of the stacked `parts` as fp32 into out[count, K] in parallel.
-// Throws std::invalid_argument naming a tensor that is not finite.
-void read_stacked_rows(std::span<const TensorView> parts, int64_t first, int64_t count, float* out);
+// Throws std::invalid_argument naming a tensor that is not finite, or would not be in `type`.
+void read_stacked_rows(std::span<const TensorView> parts, int64_t first, int64_t count, ComputeType type, float* out);
 
 }  // namespace lfm

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <tuple>
 
 #include "base/error.h"
 #include "base/parallel.h"
@@ -76,7 +77,9 @@ std::unique_ptr<Linear> OneDnnLinear::create(std::span<const TensorView> parts, 
   // Some shapes leave brgemm at small M; then no layout serves both prefill and decode.
   const auto decode = describe(1, pd.weights_desc(), type, true);
   if (!decode || std::string_view(decode.impl_info_str()).substr(0, 4) != "brg:") return nullptr;
-  return std::unique_ptr<Linear>(new OneDnnLinear(parts, type, pd, kernels_for(isa)));
+  auto linear = std::unique_ptr<OneDnnLinear>(new OneDnnLinear(parts, type, pd, kernels_for(isa)));
+  if (!linear->is_batch_invariant()) return nullptr;
+  return linear;
 }
 
 OneDnnLinear::OneDnnLinear(std::span<const TensorView> parts, ComputeType type, const matmul::primitive_desc& pd,
@@ -94,7 +97,7 @@ OneDnnLinear::OneDnnLinear(std::span<const TensorView> parts, ComputeType type, 
   std::vector<float> rows(static_cast<size_t>(std::min(kChunk, n) * k));
   for (int64_t first = 0; first < n; first += kChunk) {
     const int64_t count = std::min(kChunk, n - first);
-    read_stacked_rows(parts, first, count, rows.data());
+    read_stacked_rows(parts, first, count, type, rows.data());
     const memory source(memory::desc({k, count}, kF32, tag::ba), onednn_engine(), rows.data());
     const memory target(layout_.submemory_desc({k, count}, {0, first}), onednn_engine(), weights_.data());
     dnnl::reorder(source, target).execute(stream(), {{DNNL_ARG_FROM, source}, {DNNL_ARG_TO, target}});
@@ -106,30 +109,62 @@ OneDnnLinear::OneDnnLinear(std::span<const TensorView> parts, ComputeType type, 
   if (k_chunk_ > 0) implementation_ += "+blocked";
 }
 
+// Inputs of varied magnitude and sign for the checks below, [rows, k] in the type of the product.
+std::vector<std::byte> OneDnnLinear::probe_inputs(int64_t rows) const {
+  const auto count = static_cast<size_t>(rows * in_features());
+  std::vector<float> x(count);
+  for (size_t i = 0; i < count; ++i) {
+    x[i] = static_cast<float>(static_cast<int64_t>(i * 7919 % 2003) - 1001) / 256.0f;
+  }
+  std::vector<std::byte> bytes(count * (type_ == ComputeType::bf16 ? sizeof(uint16_t) : sizeof(float)));
+  if (type_ == ComputeType::bf16) {
+    kernels_.to_bf16(x.data(), static_cast<int64_t>(count), reinterpret_cast<uint16_t*>(bytes.data()));
+  } else {
+    std::memcpy(bytes.data(), x.data(), bytes.size());
+  }
+  return bytes;
+}
+
 // brgemm at one row reads weights at about two thirds of the memory bandwidth; our kernels on the same layout reach all
 // of it. They are used only where they give oneDNN's bits, or a token would depend on its batch. oneDNN cuts k into
-// chunks whose length it does not tell: try the likely ones on real weights.
+// chunks whose length it does not tell: try the likely ones on the real weights.
 int64_t OneDnnLinear::find_k_chunk() const {
-  const int64_t k = in_features(), n = out_features();
-  const int64_t pair = type_ == ComputeType::bf16 ? 2 : 1;
+  const int64_t k = in_features(), n = out_features(), pair = type_ == ComputeType::bf16 ? 2 : 1;
   const bool kernel = type_ == ComputeType::bf16 ? kernels_.blocked_bf16 != nullptr : kernels_.blocked_f32 != nullptr;
   if (!kernel || k % pair != 0 || !is_blocked_by(layout_, pair)) return 0;
   constexpr int64_t kRows = 3;
-  std::vector<float> x(static_cast<size_t>(kRows * k)), expected(static_cast<size_t>(kRows * n)), found(expected);
-  for (size_t i = 0; i < x.size(); ++i)
-    x[i] = static_cast<float>(static_cast<int64_t>(i * 7919 % 2003) - 1001) / 256.0f;
-  std::vector<uint16_t> halves(x.size());
-  kernels_.to_bf16(x.data(), static_cast<int64_t>(x.size()), halves.data());
-  const void* source = type_ == ComputeType::bf16 ? static_cast<const void*>(halves.data()) : x.data();
+  const std::vector<std::byte> x = probe_inputs(kRows);
+  std::vector<float> expected(static_cast<size_t>(kRows * n)), found(expected.size());
   Buffer<std::byte> pad;
-  multiply_onednn(source, kRows, expected.data(), false, pad);
-  for (const int64_t chunk :
-       {k, int64_t{4096}, int64_t{2048}, int64_t{1024}, int64_t{512}, int64_t{256}, int64_t{128}, int64_t{64}}) {
+  multiply_onednn(x.data(), kRows, expected.data(), false, pad);
+  for (const int64_t chunk : {k, int64_t{4096}, int64_t{2048}, int64_t{1024}, int64_t{512}, int64_t{256}}) {
     if (chunk > k) continue;
-    multiply_blocked(source, kRows, chunk, found.data(), false);
+    multiply_blocked(x.data(), kRows, chunk, found.data(), false);
     if (std::memcmp(found.data(), expected.data(), found.size() * sizeof(float)) == 0) return chunk;
   }
   return 0;
+}
+
+// brgemm's rows are independent of their number wherever it was tested, but oneDNN does not promise it: compare a row's
+// bits at several sizes, once per shape and thread count.
+bool OneDnnLinear::is_batch_invariant() const {
+  static std::mutex mutex;
+  static std::map<std::tuple<ComputeType, int64_t, int64_t, int>, bool> known;
+  const std::lock_guard lock(mutex);
+  const std::tuple key(type_, in_features(), out_features(), max_threads());
+  if (const auto found = known.find(key); found != known.end()) return found->second;
+  constexpr int64_t kMost = 33;
+  const std::vector<std::byte> x = probe_inputs(kMost);
+  const auto n = static_cast<size_t>(out_features());
+  std::vector<float> all(kMost * n), few(17 * n);
+  Buffer<std::byte> pad;
+  multiply_onednn(x.data(), kMost, all.data(), false, pad);
+  bool same = true;
+  for (const int64_t rows : {1, 2, 8, 17}) {
+    multiply_onednn(x.data(), rows, few.data(), false, pad);
+    same = same && std::memcmp(few.data(), all.data(), static_cast<size_t>(rows) * n * sizeof(float)) == 0;
+  }
+  return known[key] = same;
 }
 
 int64_t OneDnnLinear::offset(int64_t k, int64_t n) const {

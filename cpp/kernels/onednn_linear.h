@@ -13,8 +13,8 @@ namespace lfm {
 
 class OneDnnLinear final : public Linear {
  public:
-  // nullptr where oneDNN has no brgemm ("brg:") implementation for `type` on `isa`: its other ones give a row other
-  // bits at other batch sizes, or are slow references.
+  // nullptr where oneDNN has no brgemm ("brg:") implementation for `type` on `isa`, or where a row's bits depend on the
+  // number of rows, as they do with its other implementations.
   static std::unique_ptr<Linear> create(std::span<const TensorView> parts, ComputeType type, Isa isa);
 
   void weight_row(int64_t n, float* out) const override;
@@ -36,7 +36,9 @@ class OneDnnLinear final : public Linear {
 
   void multiply_onednn(const void* x, int64_t rows, float* y, bool accumulate, Buffer<std::byte>& pad) const;
   void multiply_blocked(const void* x, int64_t rows, int64_t k_chunk, float* y, bool accumulate) const;
+  std::vector<std::byte> probe_inputs(int64_t rows) const;
   int64_t find_k_chunk() const;
+  bool is_batch_invariant() const;
 
   ComputeType type_;
   const Kernels& kernels_;

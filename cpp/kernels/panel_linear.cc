@@ -51,7 +51,7 @@ class FloatPanels final : public Linear {
     std::vector<float> rows(static_cast<size_t>(std::min(kChunk, n) * k));
     for (int64_t first = 0; first < n; first += kChunk) {
       const int64_t count = std::min(kChunk, n - first);
-      read_stacked_rows(parts, first, count, rows.data());
+      read_stacked_rows(parts, first, count, sizeof(T) == 4 ? ComputeType::f32 : ComputeType::bf16, rows.data());
       parallel_for((count + kPanel - 1) / kPanel, [&](int64_t p) {
         T* panel = weights_.data() + (first / kPanel + p) * kPanel * k;
         for (int64_t r = 0; r < std::min(kPanel, count - p * kPanel); ++r) {

@@ -64,6 +64,31 @@ void Model::check_inputs(std::span<const SequenceInput> inputs) const {
   }
 }
 
+void Model::run_layers(const LayerContext& ctx) const {
+  int64_t conv_layer = 0, attention_layer = 0;
+  for (const LayerWeights& layer : weights_.layers) {
+    if (layer.conv) {
+      short_conv_block(ctx, layer, conv_layer++);
+    } else {
+      attention_block(ctx, layer, attention_layer++);
+    }
+    mlp_block(ctx, layer);
+  }
+}
+
+void Model::write_logits(const LayerContext& ctx, std::span<const SequenceInput> inputs, float* logits) const {
+  const int64_t hidden = config_.hidden_size;
+  int64_t rows = 0;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const Segment& s = ctx.segments[i];
+    for (int64_t t = s.count - num_logit_rows(inputs.subspan(i, 1)); t < s.count; ++t, ++rows) {
+      kernels_.rms_norm(ctx.ws.hidden.data() + (s.first + t) * hidden, weights_.embedding_norm.data(), config_.norm_eps,
+                        hidden, ctx.ws.normed.data() + rows * hidden);
+    }
+  }
+  weights_.head().forward(ctx.ws.normed.data(), rows, logits, false, ctx.ws.linear);
+}
+
 void Model::forward(std::span<const SequenceInput> inputs, float* logits, Workspace& ws) const {
   check_inputs(inputs);
   const ThreadScope threads(num_threads_);
@@ -76,7 +101,7 @@ void Model::forward(std::span<const SequenceInput> inputs, float* logits, Worksp
     tokens += count;
   }
   if (tokens == 0) return;
-  const int64_t hidden = config_.hidden_size, logit_rows = num_logit_rows(inputs);
+  const int64_t hidden = config_.hidden_size;
   ws.ensure(config_, tokens);
   const LayerContext ctx = {config_, kernels_, segments, tokens, ws};
 
@@ -87,35 +112,29 @@ void Model::forward(std::span<const SequenceInput> inputs, float* logits, Worksp
   }
   fill_rope(ctx);
 
-  int64_t conv_layer = 0, attention_layer = 0;
-  for (const LayerWeights& layer : weights_.layers) {
-    if (layer.conv) {
-      short_conv_block(ctx, layer, conv_layer++);
-    } else {
-      attention_block(ctx, layer, attention_layer++);
+  // Memory may still run out in a later layer: conv states are then put back. (KV beyond a state's length does not
+  // count.)
+  const auto conv_size = static_cast<size_t>(layout_->conv_layers * layout_->conv_past * layout_->hidden);
+  float* saved = ws.conv_states.ensure(conv_size * segments.size());
+  for (size_t i = 0; i < segments.size(); ++i) {
+    std::copy_n(segments[i].state->conv(0), conv_size, saved + i * conv_size);
+  }
+  try {
+    run_layers(ctx);
+    write_logits(ctx, inputs, logits);
+  } catch (...) {
+    for (size_t i = 0; i < segments.size(); ++i) {
+      std::copy_n(saved + i * conv_size, conv_size, segments[i].state->conv(0));
     }
-    mlp_block(ctx, layer);
+    throw;
   }
   for (const Segment& s : segments) s.state->advance(s.count);
-
-  if (logit_rows == 0) return;
-  int64_t row = 0;
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    const Segment& s = segments[i];
-    const int64_t wanted = inputs[i].logits_for == LogitsFor::none   ? 0
-                           : inputs[i].logits_for == LogitsFor::last ? 1
-                                                                     : s.count;
-    for (int64_t t = s.count - wanted; t < s.count; ++t, ++row) {
-      kernels_.rms_norm(ws.hidden.data() + (s.first + t) * hidden, weights_.embedding_norm.data(), config_.norm_eps,
-                        hidden, ws.normed.data() + row * hidden);
-    }
-  }
-  weights_.head().forward(ws.normed.data(), logit_rows, logits, false, ws.linear);
 }
 
 void Model::prefill(const SequenceInput& input, float* logits, Workspace& ws, int64_t chunk,
                     const std::function<void()>& after_chunk) const {
   check_inputs({&input, 1});
+  check(chunk >= 1, "chunk must be >= 1, not ", chunk);
   const auto total = static_cast<int64_t>(input.tokens.size());
   for (int64_t begin = 0; begin < total; begin += chunk) {
     const int64_t count = std::min(chunk, total - begin);

@@ -53,6 +53,9 @@ class Model {
                const std::function<void()>& after_chunk) const;
 
  private:
+  void run_layers(const LayerContext& ctx) const;
+  void write_logits(const LayerContext& ctx, std::span<const SequenceInput> inputs, float* logits) const;
+
   ModelConfig config_;
   ComputeType type_;
   Isa isa_;

@@ -10,13 +10,14 @@
 namespace lfm {
 
 struct Workspace {
-  Buffer<float> hidden;     // [tokens, hidden]: the residual stream h
-  Buffer<float> normed;     // [tokens, hidden]
-  Buffer<float> projected;  // [tokens, widest fused projection]: B C x, q k v, or w1 w3
-  Buffer<float> mixed;      // [tokens, widest input of an output projection]
-  Buffer<float> rope;       // [tokens, head_dim]: cos, then sin, of each token's position
-  Buffer<float> attention;  // softmax states, gathered queries and scores
-  Buffer<int64_t> visible;  // [threads, rows of a query tile]
+  Buffer<float> hidden;       // [tokens, hidden]: the residual stream h
+  Buffer<float> normed;       // [tokens, hidden]
+  Buffer<float> projected;    // [tokens, widest fused projection]: B C x, q k v, or w1 w3
+  Buffer<float> mixed;        // [tokens, widest input of an output projection]
+  Buffer<float> rope;         // [tokens, head_dim]: cos, then sin, of each token's position
+  Buffer<float> attention;    // softmax states, gathered queries and scores
+  Buffer<int64_t> visible;    // [threads, rows of a query tile]
+  Buffer<float> conv_states;  // copies from before the pass, to go back to on an error
   LinearScratch linear;
 
   // Room for a batch of `tokens`.

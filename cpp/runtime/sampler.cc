@@ -91,15 +91,18 @@ const std::vector<Candidate>& Sampler::candidates(std::span<float> logits) {
 
 int32_t Sampler::sample(std::span<float> logits, std::span<const int32_t> history,
                         std::span<const int32_t> suppressed) {
+  bool nan = false;
+  for (const float logit : logits) nan |= std::isnan(logit);
+  if (nan) throw std::runtime_error("the model gave NaN logits");
   penalize(logits, history);
   for (const int32_t token : suppressed) logits[token] = kMinusInf;
   if (!params_.do_sample) {
     const auto best = std::max_element(logits.begin(), logits.end());
-    if (!std::isfinite(*best)) throw std::runtime_error("the model gave no finite logit");
+    if (!std::isfinite(*best)) throw std::runtime_error("no token has a finite logit");
     return static_cast<int32_t>(best - logits.begin());
   }
   const std::vector<Candidate>& all = candidates(logits);
-  if (all.empty() || !std::isfinite(all[0].probability)) throw std::runtime_error("the model gave no finite logit");
+  if (all.empty() || !std::isfinite(all[0].probability)) throw std::runtime_error("no token has a finite logit");
   double left = uniform(params_.seed, params_.stream, history.size());
   for (const Candidate& c : all) {
     left -= c.probability;

@@ -33,7 +33,7 @@ class Sampler {
   explicit Sampler(const SamplingParams& params) : params_(params) { params.validate(); }
 
   // history: prompt and generated tokens; logits[vocab] are changed in place. `suppressed` tokens cannot be chosen.
-  // The draw is numbered by history.size(). Throws std::runtime_error when no logit is finite.
+  // The draw is numbered by history.size(). Throws std::runtime_error on NaN, or when no logit is finite.
   int32_t sample(std::span<float> logits, std::span<const int32_t> history, std::span<const int32_t> suppressed);
 
   // The candidates that sample() draws from, most probable first (ties: lowest id); for do_sample.

@@ -15,6 +15,8 @@ int64_t Scheduler::add(std::vector<int32_t> prompt, const RequestParams& params)
   const ModelConfig& config = model_->config();
   check(!prompt.empty(), "input_ids is empty: at least one token is needed");
   check(params.max_new_tokens >= 1, "max_new_tokens must be >= 1, not ", params.max_new_tokens);
+  check(params.max_new_tokens <= config.max_position_embeddings, "max_new_tokens = ", params.max_new_tokens,
+        " is more than the model's context of ", config.max_position_embeddings);
   // The last new token is never fed back, hence the 1.
   const int64_t length = static_cast<int64_t>(prompt.size()) + params.max_new_tokens - 1;
   check(static_cast<int64_t>(prompt.size()) <= config.max_position_embeddings, "the prompt has ", prompt.size(),
@@ -67,9 +69,15 @@ std::vector<StepEvent> Scheduler::step() {
     if (inputs[i].logits_for == LogitsFor::none) continue;
     const auto generated = static_cast<int64_t>(r.tokens.size()) - r.prompt_length;
     const std::span<const int32_t> eos = r.params.eos_token_ids;
-    const int32_t token = r.sampler.sample({logits, static_cast<size_t>(vocab)}, r.tokens,
-                                           generated < r.params.min_new_tokens ? eos : std::span<const int32_t>());
+    const std::span<float> row(logits, static_cast<size_t>(vocab));
     logits += vocab;
+    int32_t token;
+    try {
+      token = r.sampler.sample(row, r.tokens, generated < r.params.min_new_tokens ? eos : std::span<const int32_t>());
+    } catch (const std::runtime_error& error) {
+      events.push_back({r.id, -1, FinishReason::error, error.what()});
+      continue;
+    }
     r.tokens.push_back(token);
     FinishReason finish = FinishReason::none;
     if (std::find(eos.begin(), eos.end(), token) != eos.end()) {
@@ -77,7 +85,7 @@ std::vector<StepEvent> Scheduler::step() {
     } else if (generated + 1 >= r.params.max_new_tokens) {
       finish = FinishReason::length;
     }
-    events.push_back({r.id, token, finish});
+    events.push_back({r.id, token, finish, {}});
   }
   for (const StepEvent& event : events) {
     if (event.finish != FinishReason::none) cancel(event.request);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "model/model.h"
@@ -14,17 +15,19 @@ namespace lfm {
 
 struct RequestParams {
   SamplingParams sampling;
-  int64_t max_new_tokens = 0;  // 0: the request ends at once
+  int64_t max_new_tokens = 1;
   int64_t min_new_tokens = 0;  // end-of-sequence tokens are suppressed before
   std::vector<int32_t> eos_token_ids;
 };
 
-enum class FinishReason : uint8_t { none, stop, length };
+// error: this request cannot go on (NaN logits); the others do.
+enum class FinishReason : uint8_t { none, stop, length, error };
 
 struct StepEvent {
   int64_t request;
-  int32_t token;
+  int32_t token;  // -1 with FinishReason::error
   FinishReason finish;
+  std::string error;
 };
 
 // Not thread-safe: one thread at a time. Several schedulers may share a model.

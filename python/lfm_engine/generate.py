@@ -110,6 +110,8 @@ def run_requests(
         streamer.put(prompts.rows[0][None, :])
     while not scheduler.idle:
         for request, token, finish in scheduler.step():
+            if finish.startswith("error"):
+                raise RuntimeError(f"generation failed: {finish.removeprefix('error: ')}")
             row = rows[request]
             row.take(token, finish)
             if row.finish and not finish:

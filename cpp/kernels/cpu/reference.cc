@@ -126,7 +126,7 @@ void quantize_q8(const float* x, int64_t n, int8_t* values, float* scales, int32
     const int64_t count = std::min(kGroup, n - g * kGroup);
     float max = 0.0f;
     for (int64_t i = 0; i < count; ++i) max = std::max(max, std::fabs(x[g * kGroup + i]));
-    const float inverse = max > 0.0f ? 127.0f / max : 0.0f;
+    const float inverse = max > kSmallestQ8Max ? 127.0f / max : 0.0f;
     int32_t sum = 0;
     for (int64_t i = 0; i < kGroup; ++i) {
       const float v = i < count ? x[g * kGroup + i] : 0.0f;

@@ -311,7 +311,7 @@ void quantize_q8(const float* x, int64_t n, int8_t* values, float* scales, int32
       top = Vec::max(top, Vec::max(v, Vec::zero() - v));
     });
     const float max = top.max();
-    const float inverse = max > 0.0f ? 127.0f / max : 0.0f;
+    const float inverse = max > kSmallestQ8Max ? 127.0f / max : 0.0f;
     int32_t sum = 0;
     for (int64_t i = begin; i < begin + kGroup; i += Vec::kWidth) {
       const Vec v = i >= end ? Vec::zero() : load_n(x + i, std::min<int64_t>(Vec::kWidth, end - i));

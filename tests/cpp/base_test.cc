@@ -1,0 +1,105 @@
+// Threads, loops, memory and the names of instruction sets.
+#include <cstdint>
+#include <limits>
+#include <set>
+#include <vector>
+
+#include "base/buffer.h"
+#include "base/parallel.h"
+#include "testing.h"
+
+namespace lfm::testing {
+namespace {
+
+TEST(Cpu, CoresAndIsa) {
+  EXPECT_GE(usable_cores(), 1);
+  EXPECT_LE(active_isa(), detected_isa());
+  std::set<std::string_view> names;
+  for (const Isa isa : isas_up_to(Isa::amx)) names.insert(isa_name(isa));
+  EXPECT_EQ(names.size(), 5u);
+}
+
+TEST(Cpu, DispatchNeverGoesAboveTheIsa) {
+  EXPECT_EQ(&kernels_for(Isa::reference), &kReferenceKernels);
+  EXPECT_EQ(&kernels_for(Isa::avx2), &kAvx2Kernels);
+  EXPECT_EQ(&kernels_for(Isa::avx512), &kAvx512Kernels);
+}
+
+TEST(ThreadScope, SetsAndRestores) {
+  const int before = max_threads();
+  {
+    const ThreadScope outer(3);
+    EXPECT_EQ(max_threads(), 3);
+    {
+      const ThreadScope inner(1);
+      EXPECT_EQ(max_threads(), 1);
+    }
+    EXPECT_EQ(max_threads(), 3);
+    const ThreadScope none(0);  // not a count: one thread
+    EXPECT_EQ(max_threads(), 1);
+  }
+  EXPECT_EQ(max_threads(), before);
+  try {
+    const ThreadScope scope(before + 1);
+    throw std::runtime_error("leave");
+  } catch (const std::runtime_error&) {
+  }
+  EXPECT_EQ(max_threads(), before);
+}
+
+TEST(Parallel, EveryIndexOnce) {
+  for (const int threads : {1, 2, 3, 7}) {
+    const ThreadScope scope(threads);
+    for (const int64_t n : {0, 1, 2, 15, 16, 17, 33, 100}) {
+      std::vector<int> hits(static_cast<size_t>(n));  // each index has one writer, or the test fails
+      parallel_for(n, [&](int64_t i) { ++hits[static_cast<size_t>(i)]; });
+      parallel_for_dynamic(n, [&](int64_t i) { ++hits[static_cast<size_t>(i)]; });
+      EXPECT_EQ(hits, std::vector<int>(hits.size(), 2)) << n << " items, " << threads << " threads";
+      for (const int64_t grain : {1, 4, 16, 50}) {
+        std::vector<int> covered(static_cast<size_t>(n));
+        std::vector<int64_t> borders(static_cast<size_t>(threads), 0);
+        parallel_ranges(n, grain, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) ++covered[static_cast<size_t>(i)];
+          borders[static_cast<size_t>(thread_id())] = begin;
+        });
+        EXPECT_EQ(covered, std::vector<int>(covered.size(), 1)) << n << " by " << grain << ", " << threads;
+        for (const int64_t b : borders) EXPECT_EQ(b % grain, 0);
+      }
+    }
+  }
+}
+
+TEST(Buffer, ZeroFilledAlignedAndDeeplyCopied) {
+  for (const size_t n : {size_t{1}, size_t{17}, (size_t{2} << 20) / sizeof(float) + 3}) {  // the last in huge pages
+    Buffer<float> a(n);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(a.data()) % 64, 0u);
+    EXPECT_EQ(a.bytes(), n * sizeof(float));
+    for (size_t i = 0; i < n; ++i) ASSERT_EQ(a[i], 0.0f);
+    a[n - 1] = 5.0f;
+    Buffer<float> b = a, c;
+    a[n - 1] = 6.0f;
+    EXPECT_EQ(b[n - 1], 5.0f);
+    c = b;
+    b[n - 1] = 7.0f;
+    EXPECT_EQ(c[n - 1], 5.0f);
+    c = std::move(a);
+    EXPECT_EQ(c[n - 1], 6.0f);
+    const float* same = c.data();
+    EXPECT_EQ(c.ensure(n), same);
+    EXPECT_NE(c.ensure(n + 1), nullptr);
+    EXPECT_EQ(c.size(), n + 1);
+  }
+}
+
+TEST(Buffer, EmptyAndImpossibleSizes) {
+  const Buffer<float> empty(0);
+  const Buffer<float> copy = empty;
+  EXPECT_EQ(copy.size(), 0u);
+  const size_t huge = std::numeric_limits<size_t>::max();
+  EXPECT_THROW(Buffer<float>{huge}, std::bad_alloc);
+  EXPECT_THROW(Buffer<float>{huge / sizeof(float)}, std::bad_alloc);
+  EXPECT_THROW(Buffer<uint8_t>{huge}, std::bad_alloc);
+}
+
+}  // namespace
+}  // namespace lfm::testing

@@ -1,0 +1,241 @@
+// Linear layers: what make_linear builds for each type on each ISA that is in use or below it.
+#include "kernels/linear.h"
+
+#include <algorithm>
+
+#include "base/parallel.h"
+#include "testing.h"
+
+namespace lfm::testing {
+namespace {
+
+constexpr ComputeType kTypes[] = {ComputeType::f32, ComputeType::bf16, ComputeType::int8};
+
+// oneDNN is limited to active_isa() once per process, so higher levels are not asked for.
+class LinearTest : public ::testing::TestWithParam<Isa> {
+ protected:
+  std::unique_ptr<Linear> make(const std::vector<TensorView>& parts, ComputeType type) const {
+    auto linear = make_linear(parts, type, GetParam());
+    const std::string name(linear->implementation());
+    // oneDNN's other matmuls are slow references or give a row other bits in another batch.
+    EXPECT_TRUE(name.starts_with("onednn:brg:") || name.starts_with("panels:")) << name;
+    if (GetParam() < Isa::avx512 || type == ComputeType::int8) EXPECT_TRUE(name.starts_with("panels:")) << name;
+    return linear;
+  }
+  Rng rng{5};
+};
+
+INSTANTIATE_TEST_SUITE_P(Isas, LinearTest, ::testing::ValuesIn(isas_up_to(active_isa())),
+                         [](const auto& info) { return std::string(isa_name(info.param)); });
+
+std::vector<float> apply(const Linear& linear, const std::vector<float>& x, int64_t rows) {
+  LinearScratch scratch;
+  Guarded<float> y(std::vector<float>(static_cast<size_t>(rows * linear.out_features()), NAN));
+  linear.forward(x.data(), rows, y.data(), false, scratch);
+  EXPECT_TRUE(y.intact());
+  return y.values();
+}
+
+// Small integers: every product and sum is exact in fp32, in bf16 and on the way through oneDNN.
+TEST_P(LinearTest, StackedPartsBiasAndAccumulateExactly) {
+  for (const auto& [k, sizes] : {std::pair<int64_t, std::vector<int64_t>>{1, {1}},
+                                 {33, {17}},
+                                 {40, {5, 16, 3}},
+                                 {64, {64, 32, 32}},
+                                 {96, {1100, 30}}}) {  // more rows than one packing chunk
+    std::vector<std::vector<float>> values;
+    std::vector<TensorView> parts;
+    int64_t n = 0;
+    for (const int64_t rows : sizes) {
+      std::vector<float>& w = values.emplace_back(static_cast<size_t>(rows * k));
+      for (float& v : w) v = static_cast<float>(rng.below(9) - 4);
+      n += rows;
+    }
+    for (size_t i = 0; i < sizes.size(); ++i) parts.push_back(view_of("w", values[i], {sizes[i], k}));
+    std::vector<float> stacked, bias, x(static_cast<size_t>(7 * k));
+    for (const auto& w : values) stacked.insert(stacked.end(), w.begin(), w.end());
+    for (int64_t i = 0; i < n; ++i) bias.push_back(static_cast<float>(rng.below(100)));
+    for (float& v : x) v = static_cast<float>(rng.below(17) - 8);
+    for (const ComputeType type : {ComputeType::f32, ComputeType::bf16}) {
+      const auto linear = make(parts, type);
+      ASSERT_EQ(linear->in_features(), k);
+      ASSERT_EQ(linear->out_features(), n);
+      EXPECT_GE(linear->nbytes(), static_cast<size_t>(n * k) * (type == ComputeType::f32 ? 4 : 2));
+      std::vector<float> row(static_cast<size_t>(k));
+      for (int64_t r = 0; r < n; ++r) {
+        linear->weight_row(r, row.data());
+        ASSERT_TRUE(same_bits(row.data(), &stacked[r * k], k)) << "row " << r << " of " << linear->implementation();
+      }
+      for (const bool biased : {false, true}) {
+        if (biased) linear->set_bias(bias);
+        std::vector<float> want(static_cast<size_t>(7 * n));
+        for (int64_t m = 0; m < 7; ++m) {
+          for (int64_t j = 0; j < n; ++j) {
+            for (int64_t i = 0; i < k; ++i) want[m * n + j] += x[m * k + i] * stacked[j * k + i];
+            if (biased) want[m * n + j] += bias[j];
+          }
+        }
+        for (const int64_t rows : {1, 7}) {
+          const std::vector<float> y = apply(*linear, x, rows);
+          ASSERT_TRUE(same_bits(y.data(), want.data(), rows * n)) << linear->implementation() << " " << k << "x" << n;
+          LinearScratch scratch;
+          Guarded<float> sum(std::vector<float>(static_cast<size_t>(rows * n), 1000.0f));
+          linear->forward(x.data(), rows, sum.data(), true, scratch);
+          for (int64_t i = 0; i < rows * n; ++i) ASSERT_EQ(sum[i], want[i] + 1000.0f) << linear->implementation();
+          ASSERT_TRUE(sum.intact());
+        }
+      }
+    }
+  }
+}
+
+// Against a double sum over weight_row, within what rounding the activations can cost at most.
+TEST_P(LinearTest, RandomValuesWithinTheBoundOfTheirType) {
+  for (const auto& [k, n] : {std::pair<int64_t, int64_t>{20, 33}, {128, 80}, {200, 48}}) {
+    const std::vector<float> w = rng.normals(n * k, 0.1f);
+    const std::vector<TensorView> parts = {view_of("w", w, {n, k})};
+    for (const ComputeType type : kTypes) {
+      const auto linear = make(parts, type);
+      const std::vector<float> x = rng.normals(3 * k), y = apply(*linear, x, 3);
+      std::vector<float> row(static_cast<size_t>(k));
+      for (int64_t j = 0; j < n; ++j) {
+        linear->weight_row(j, row.data());
+        for (int64_t m = 0; m < 3; ++m) {
+          double sum = 0, bound = 0;
+          for (int64_t i = 0; i < k; ++i) {
+            float step = type == ComputeType::bf16 ? std::fabs(x[m * k + i]) / 256 : 0.0f;
+            for (int64_t g = i / 32 * 32; g < std::min(k, (i / 32 + 1) * 32) && type == ComputeType::int8; ++g) {
+              step = std::max(step, std::fabs(x[m * k + g]) / 254);
+            }
+            sum += double{x[m * k + i]} * row[i];
+            bound += double{step} * std::fabs(row[i]);
+          }
+          ASSERT_NEAR(y[m * n + j], sum, 1.001 * bound + 1e-5) << linear->implementation();
+        }
+        for (int64_t i = 0; i < k; ++i) {  // the weights themselves: exact, half a bf16 step, or half of an int8 step
+          float step = type == ComputeType::bf16 ? std::fabs(w[j * k + i]) / 256 : 0.0f;
+          for (int64_t g = i / 32 * 32; g < std::min(k, (i / 32 + 1) * 32) && type == ComputeType::int8; ++g) {
+            step = std::max(step, std::fabs(w[j * k + g]) / 250);
+          }
+          ASSERT_LE(std::fabs(row[i] - w[j * k + i]), step) << linear->implementation();
+        }
+      }
+    }
+  }
+}
+
+TEST_P(LinearTest, ARowHasTheSameBitsInAnyBatchAndOnAnyThreads) {
+  for (const auto& [k, n] : {std::pair<int64_t, int64_t>{33, 50}, {64, 160}, {200, 97}, {2600, 72}}) {
+    if (k > 1000 && GetParam() < Isa::avx512) continue;  // long sums are cut where oneDNN is used
+    const std::vector<float> w = rng.normals(n * k), x = rng.normals(200 * k);
+    const std::vector<TensorView> parts = {view_of("w", w, {n, k})};
+    for (const ComputeType type : kTypes) {
+      const auto linear = make(parts, type);
+      std::vector<float> want;
+      for (const int64_t rows : {200, 1, 2, 3, 4, 5, 8, 17, 64}) {
+        for (const int threads : {1, 2, 3}) {
+          const ThreadScope scope(threads);
+          const std::vector<float> y = apply(*linear, x, rows);
+          if (want.empty()) want = y;
+          ASSERT_TRUE(same_bits(y.data(), want.data(), rows * n))
+              << linear->implementation() << " " << k << "x" << n << ", " << rows << " rows, " << threads << " threads";
+        }
+      }
+      // The last row of the batch as the only one, added to zero.
+      LinearScratch scratch;
+      std::vector<float> last(static_cast<size_t>(n));
+      linear->forward(&x[199 * k], 1, last.data(), true, scratch);
+      EXPECT_TRUE(same_bits(last.data(), &want[199 * n], n)) << linear->implementation();
+    }
+  }
+}
+
+TEST_P(LinearTest, NotFiniteWeightsNameTheTensor) {
+  const std::vector<float> good(40 * 20, 1.0f);
+  for (const ComputeType type : kTypes) {
+    for (const float bad : {NAN, INFINITY, -INFINITY}) {
+      std::vector<float> w = good;
+      w[777] = bad;
+      const std::vector<TensorView> parts = {view_of("a.weight", good, {20, 40}), view_of("b.weight", w, {20, 40})};
+      EXPECT_TRUE(throws_naming("'b.weight'", [&] { make_linear(parts, type, GetParam()); }))
+          << compute_type_name(type) << " " << bad;
+    }
+  }
+}
+
+TEST_P(LinearTest, ValuesTooLargeForTheTypeNameTheTensor) {
+  std::vector<float> w(40 * 20, 1.0f);
+  w[3] = -std::numeric_limits<float>::max();
+  const std::vector<TensorView> parts = {view_of("big.weight", w, {20, 40})};
+  EXPECT_NO_THROW(make_linear(parts, ComputeType::f32, GetParam()));
+  for (const ComputeType type : {ComputeType::bf16, ComputeType::int8}) {  // infinite as bf16, and as an fp16 scale
+    EXPECT_TRUE(throws_naming("'big.weight'", [&] { make_linear(parts, type, GetParam()); }))
+        << compute_type_name(type);
+  }
+}
+
+TEST_P(LinearTest, StoredTypesAndQ8WithoutASecondRounding) {
+  constexpr int64_t kRows = 21, kCols = 96;
+  std::vector<uint16_t> half(kRows * kCols), brain(half.size());
+  for (uint16_t& h : half) h = f32_to_f16(rng.normal());
+  for (uint16_t& b : brain) b = f32_to_bf16(rng.normal());
+  std::vector<uint8_t> blocks(kRows * kCols / 32 * kQ8BlockBytes);
+  std::vector<float> q8(half.size());
+  for (size_t b = 0; b < blocks.size() / kQ8BlockBytes; ++b) {
+    const uint16_t scale = f32_to_f16(rng.normal() * 0.02f);
+    std::memcpy(&blocks[b * kQ8BlockBytes], &scale, 2);
+    for (size_t i = 0; i < 32; ++i) {
+      const int64_t q = rng.below(256) - 128;  // -128 too: other writers of GGUF use it
+      blocks[b * kQ8BlockBytes + 2 + i] = static_cast<uint8_t>(q);
+      q8[b * 32 + i] = f16_to_f32(scale) * static_cast<float>(q);
+    }
+  }
+  std::vector<float> row(kCols);
+  const auto from_q8 = make({{"w", blocks.data(), DType::q8_0, {kRows, kCols}}}, ComputeType::int8);
+  const auto from_half = make({{"w", half.data(), DType::f16, {kRows, kCols}}}, ComputeType::f32);
+  const auto from_brain = make({{"w", brain.data(), DType::bf16, {kRows, kCols}}}, ComputeType::bf16);
+  const auto wide_q8 = make({{"w", blocks.data(), DType::q8_0, {kRows, kCols}}}, ComputeType::f32);
+  for (int64_t r = 0; r < kRows; ++r) {
+    from_q8->weight_row(r, row.data());
+    for (int64_t i = 0; i < kCols; ++i) ASSERT_EQ(row[i], q8[r * kCols + i]);
+    wide_q8->weight_row(r, row.data());
+    for (int64_t i = 0; i < kCols; ++i) ASSERT_EQ(row[i], q8[r * kCols + i]);
+    from_half->weight_row(r, row.data());
+    for (int64_t i = 0; i < kCols; ++i) ASSERT_EQ(row[i], f16_to_f32(half[r * kCols + i]));
+    from_brain->weight_row(r, row.data());
+    for (int64_t i = 0; i < kCols; ++i) ASSERT_EQ(row[i], bf16_to_f32(brain[r * kCols + i]));
+  }
+  // Integers up to 127 with a 127 in each group quantize to themselves: the product is that of the stored values.
+  std::vector<float> x(2 * kCols);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = i % 32 == 0 ? 127.0f : static_cast<float>(rng.below(255) - 127);
+  const std::vector<float> y = apply(*from_q8, x, 2);
+  for (int64_t m = 0; m < 2; ++m) {
+    for (int64_t n = 0; n < kRows; ++n) {
+      double sum = 0, size = 0;
+      for (int64_t i = 0; i < kCols; ++i) {
+        sum += double{x[m * kCols + i]} * q8[n * kCols + i];
+        size += std::fabs(double{x[m * kCols + i]} * q8[n * kCols + i]);
+      }
+      ASSERT_NEAR(y[m * kRows + n], sum, 1e-6 * size);
+    }
+  }
+  const uint16_t infinite = 0x7c00;
+  std::memcpy(&blocks[5 * kQ8BlockBytes], &infinite, 2);
+  for (const ComputeType type : kTypes) {
+    EXPECT_TRUE(throws_naming("'w'", [&] { make({{"w", blocks.data(), DType::q8_0, {kRows, kCols}}}, type); }));
+  }
+}
+
+TEST(Linear, BiasOfAnotherLengthAndUnknownNames) {
+  const std::vector<float> w(6, 1.0f);
+  const std::vector<TensorView> parts = {view_of("w", w, {2, 3})};
+  const auto linear = make_linear(parts, ComputeType::f32, Isa::reference);
+  EXPECT_TRUE(throws_naming("bias has 3 values, expected 2", [&] { linear->set_bias({1, 2, 3}); }));
+  LinearScratch scratch;
+  linear->forward(nullptr, 0, nullptr, false, scratch);  // no rows: nothing is touched
+  for (const ComputeType type : kTypes) EXPECT_EQ(compute_type_from_name(compute_type_name(type)), type);
+  EXPECT_TRUE(throws_naming("'float8'", [] { compute_type_from_name("float8"); }));
+}
+
+}  // namespace
+}  // namespace lfm::testing

@@ -1,0 +1,182 @@
+// Requests that join, leave and are cancelled at any time get the tokens that each would get alone.
+#include "runtime/scheduler.h"
+
+#include <algorithm>
+#include <limits>
+#include <map>
+
+#include "testing.h"
+
+namespace lfm::testing {
+namespace {
+
+constexpr int64_t kVocab = 97;
+
+struct Result {
+  std::vector<int32_t> tokens;
+  FinishReason finish = FinishReason::none;
+};
+
+Result alone(const std::shared_ptr<const Model>& model, const std::vector<int32_t>& prompt, const RequestParams& params,
+             int64_t chunk = 1000) {
+  Scheduler scheduler(model, chunk);
+  const int64_t id = scheduler.add(prompt, params);
+  Result result;
+  while (!scheduler.idle()) {
+    for (const StepEvent& event : scheduler.step()) {
+      EXPECT_EQ(event.request, id);
+      EXPECT_EQ(result.finish, FinishReason::none) << "a token after the last one";
+      result.tokens.push_back(event.token);
+      result.finish = event.finish;
+    }
+  }
+  return result;
+}
+
+RequestParams greedy(int64_t max_new_tokens) {
+  RequestParams params;
+  params.max_new_tokens = max_new_tokens;
+  return params;
+}
+
+TEST(Scheduler, EachRequestGetsWhatItGetsAlone) {
+  for (const auto& [type, threads] : {std::pair{ComputeType::f32, 2}, {ComputeType::bf16, 1}, {ComputeType::int8, 1}}) {
+    const auto model = tiny_model(lfm2_config(), 41).load(type, threads);
+    Rng rng(42);
+    for (const int64_t chunk : {1, 32, 500}) {
+      struct Running {
+        std::vector<int32_t> prompt, got;
+        RequestParams params;
+        FinishReason finish = FinishReason::none;
+        bool cancelled = false;
+      };
+      std::map<int64_t, Running> requests;
+      Scheduler scheduler(model, chunk);
+      int steps = 0;
+      while (requests.size() < 12 || !scheduler.idle()) {
+        if (requests.size() < 12 && (scheduler.idle() || rng.below(3) == 0)) {
+          Running r;
+          r.prompt = rng.tokens(1 + rng.below(chunk == 1 ? 20 : 140), kVocab);
+          r.params = greedy(1 + rng.below(12));
+          r.params.sampling.do_sample = rng.below(2) == 0;
+          r.params.sampling.top_k = rng.below(2) * 20;
+          r.params.sampling.seed = 7;
+          r.params.sampling.stream = requests.size();
+          if (rng.below(2) == 0) r.params.sampling.repetition_penalty = 1.2f;
+          r.params.eos_token_ids = rng.tokens(3, kVocab);
+          const int64_t id = scheduler.add(r.prompt, r.params);
+          ASSERT_TRUE(requests.emplace(id, r).second) << "an id was given twice";
+        }
+        if (rng.below(12) == 0) {
+          const auto victim = std::next(requests.begin(), rng.below(static_cast<int64_t>(requests.size())));
+          scheduler.cancel(victim->first);  // finished ones too: ignored
+          victim->second.cancelled = true;
+        }
+        int64_t last = -1;
+        for (const StepEvent& event : scheduler.step()) {
+          Running& r = requests.at(event.request);
+          ASSERT_GT(event.request, last);  // in the order of adding, at most one token each
+          last = event.request;
+          ASSERT_TRUE(!r.cancelled && r.finish == FinishReason::none);
+          r.got.push_back(event.token);
+          r.finish = event.finish;
+        }
+        ASSERT_LT(++steps, 5000);
+      }
+      for (const auto& [id, r] : requests) {
+        Result want = alone(model, r.prompt, r.params);
+        ASSERT_TRUE(r.cancelled || r.finish == want.finish) << id;
+        if (r.finish == FinishReason::none) {  // cancelled: what came until then
+          ASSERT_LE(r.got.size(), want.tokens.size());
+          want.tokens.resize(r.got.size());
+        }
+        ASSERT_EQ(r.got, want.tokens) << "request " << id << ", chunk " << chunk << ", " << compute_type_name(type);
+      }
+    }
+  }
+}
+
+TEST(Scheduler, GreedyTokensAreTheArgmaxOfTheModel) {
+  const auto model = tiny_model(llama_config(), 43).load(ComputeType::f32);
+  std::vector<int32_t> tokens = Rng(44).tokens(30, kVocab);
+  const Result got = alone(model, tokens, greedy(10), 7);
+  for (const int32_t token : got.tokens) {
+    SequenceState state = model->new_state();
+    const std::vector<float> logits = run(*model, state, tokens, LogitsFor::last);
+    ASSERT_EQ(token, std::max_element(logits.begin(), logits.end()) - logits.begin());
+    tokens.push_back(token);
+  }
+  EXPECT_EQ(got.tokens.size(), 10u);
+  EXPECT_EQ(got.finish, FinishReason::length);
+}
+
+TEST(Scheduler, EndOfSequenceAndMinimumLength) {
+  const auto model = tiny_model(lfm2_config(), 45).load(ComputeType::f32);
+  const std::vector<int32_t> prompt = Rng(46).tokens(9, kVocab);
+  RequestParams params = greedy(12);
+  params.sampling.repetition_penalty = 1.3f;  // varied tokens
+  const Result plain = alone(model, prompt, params);
+  ASSERT_EQ(plain.tokens.size(), 12u);
+  const int32_t eos = plain.tokens[4];
+  const auto first = std::find(plain.tokens.begin(), plain.tokens.end(), eos) - plain.tokens.begin();
+  params.eos_token_ids = {eos};
+  const Result stopped = alone(model, prompt, params);
+  EXPECT_EQ(stopped.finish, FinishReason::stop);
+  EXPECT_EQ(stopped.tokens, std::vector<int32_t>(plain.tokens.begin(), plain.tokens.begin() + first + 1));
+  // On the last allowed token it is still a stop.
+  params.max_new_tokens = first + 1;
+  EXPECT_EQ(alone(model, prompt, params).finish, FinishReason::stop);
+  params.max_new_tokens = 12;
+  for (const int64_t least : {first + 1, int64_t{12}}) {
+    params.min_new_tokens = least;
+    const Result longer = alone(model, prompt, params);
+    EXPECT_GT(static_cast<int64_t>(longer.tokens.size()), first);
+    for (int64_t i = 0; i < least; ++i) EXPECT_NE(longer.tokens[static_cast<size_t>(i)], eos) << least;
+  }
+  params.min_new_tokens = first;  // the minimum counts new tokens alone, and ends with it
+  EXPECT_EQ(alone(model, prompt, params).tokens, stopped.tokens);
+}
+
+TEST(Scheduler, TheContextMayBeFilledToTheLastPosition) {
+  TinyModel tiny = tiny_model(lfm2_config(), 47);
+  tiny.config.max_position_embeddings = 20;
+  const auto model = tiny.load(ComputeType::f32);
+  const std::vector<int32_t> prompt = Rng(48).tokens(20, kVocab);
+  EXPECT_EQ(alone(model, prompt, greedy(1)).tokens.size(), 1u);  // the last new token is never fed back
+  EXPECT_EQ(alone(model, {prompt.begin(), prompt.begin() + 15}, greedy(6)).tokens.size(), 6u);
+  Scheduler scheduler(model, 8);
+  EXPECT_TRUE(throws_naming("context of 20", [&] { scheduler.add(prompt, greedy(2)); }));
+  EXPECT_TRUE(throws_naming("context of 20", [&] { scheduler.add(std::vector<int32_t>(21, 1), greedy(1)); }));
+}
+
+TEST(Scheduler, BadParametersThrowAndAddNothing) {
+  const auto model = tiny_model(lfm2_config(), 49).load(ComputeType::f32);
+  EXPECT_TRUE(throws_naming("prefill_chunk", [&] { Scheduler(model, 0); }));
+  Scheduler scheduler(model, 16);
+  EXPECT_TRUE(scheduler.idle());
+  EXPECT_TRUE(scheduler.step().empty());
+  scheduler.cancel(5);
+  RequestParams hot = greedy(3), eos = greedy(3);
+  hot.sampling.do_sample = true;
+  hot.sampling.temperature = 0;
+  eos.eos_token_ids = {97};
+  EXPECT_TRUE(throws_naming("input_ids is empty", [&] { scheduler.add({}, greedy(3)); }));
+  EXPECT_TRUE(throws_naming("max_new_tokens", [&] { scheduler.add({1}, greedy(0)); }));
+  EXPECT_TRUE(throws_naming("max_new_tokens", [&] { scheduler.add({1}, greedy(-1)); }));
+  EXPECT_TRUE(throws_naming("input_ids holds 97", [&] { scheduler.add({1, 97}, greedy(3)); }));
+  EXPECT_TRUE(throws_naming("input_ids holds -1", [&] { scheduler.add({-1}, greedy(3)); }));
+  EXPECT_TRUE(throws_naming("eos_token_id 97", [&] { scheduler.add({1}, eos); }));
+  EXPECT_TRUE(throws_naming("temperature", [&] { scheduler.add({1}, hot); }));
+  EXPECT_TRUE(
+      throws_naming("context of 1200", [&] { scheduler.add({1, 2, 3}, greedy(std::numeric_limits<int64_t>::max())); }));
+  EXPECT_TRUE(scheduler.idle());
+  const int64_t id = scheduler.add({1, 2, 3}, greedy(2));
+  EXPECT_FALSE(scheduler.idle());
+  EXPECT_EQ(scheduler.step().size(), 1u);
+  scheduler.cancel(id);
+  EXPECT_TRUE(scheduler.idle());
+  EXPECT_TRUE(scheduler.step().empty());
+}
+
+}  // namespace
+}  // namespace lfm::testing
