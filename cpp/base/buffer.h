@@ -2,8 +2,10 @@
 #pragma once
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -21,16 +23,8 @@ class Buffer {
   Buffer() = default;
   explicit Buffer(size_t count) : size_(count) {
     if (count == 0) return;
-    if (count > (std::numeric_limits<size_t>::max() - kHuge) / sizeof(T)) throw std::bad_alloc();
-    const size_t bytes = count * sizeof(T);
-    // Weights are streamed once per token: huge pages keep the TLB out of the way.
-    const bool huge = bytes >= kHuge;
-    const size_t alignment = huge ? kHuge : 64;
-    const size_t rounded = (bytes + 63) / 64 * 64;
-    data_ = static_cast<T*>(std::aligned_alloc(alignment, huge ? (bytes + kHuge - 1) / kHuge * kHuge : rounded));
-    if (data_ == nullptr) throw std::bad_alloc();
-    if (huge) madvise(data_, bytes, MADV_HUGEPAGE);
-    std::memset(static_cast<void*>(data_), 0, rounded);
+    if (count > (std::numeric_limits<size_t>::max() - 2 * kHuge) / sizeof(T)) throw std::bad_alloc();
+    data_ = static_cast<T*>(is_large() ? map_large(bytes()) : allocate_small(bytes()));
   }
   Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
   Buffer& operator=(Buffer&& other) noexcept {
@@ -42,7 +36,13 @@ class Buffer {
     if (size_ != 0) std::memcpy(static_cast<void*>(data_), other.data_, size_ * sizeof(T));
   }
   Buffer& operator=(const Buffer& other) { return *this = Buffer(other); }
-  ~Buffer() { std::free(data_); }
+  ~Buffer() {
+    if (is_large()) {
+      munmap(data_, bytes());
+    } else {
+      std::free(data_);
+    }
+  }
 
   T* data() { return data_; }
   const T* data() const { return data_; }
@@ -59,6 +59,30 @@ class Buffer {
 
  private:
   static constexpr size_t kHuge = size_t{2} << 20;
+  bool is_large() const { return bytes() >= kHuge; }
+
+  static void* allocate_small(size_t bytes) {
+    const size_t rounded = (bytes + 63) / 64 * 64;
+    void* data = std::aligned_alloc(64, rounded);
+    if (data == nullptr) throw std::bad_alloc();
+    return std::memset(data, 0, rounded);
+  }
+
+  // Straight from the system, on a 2 MiB border: huge pages keep the TLB out of the way when weights are streamed, and
+  // what is freed leaves the process at once, where malloc would keep it.
+  static void* map_large(size_t bytes) {
+    const size_t reserved = bytes + kHuge;
+    void* map = mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map == MAP_FAILED) throw std::bad_alloc();
+    const auto start = reinterpret_cast<uintptr_t>(map), page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const uintptr_t begin = (start + kHuge - 1) / kHuge * kHuge, end = (begin + bytes + page - 1) / page * page;
+    if (begin > start) munmap(map, begin - start);
+    if (start + reserved > end) munmap(reinterpret_cast<void*>(end), start + reserved - end);
+    void* data = reinterpret_cast<void*>(begin);
+    madvise(data, bytes, MADV_HUGEPAGE);
+    return data;
+  }
+
   T* data_ = nullptr;
   size_t size_ = 0;
 };

@@ -94,7 +94,7 @@ OneDnnLinear::OneDnnLinear(std::span<const TensorView> parts, ComputeType type, 
   const memory packed(layout_, onednn_engine(), weights_.data());
   // Chunk by chunk, so that no second whole copy exists; the chunk is a multiple of every block size in use.
   constexpr int64_t kChunk = 1024;
-  std::vector<float> rows(static_cast<size_t>(std::min(kChunk, n) * k));
+  Buffer<float> rows(static_cast<size_t>(std::min(kChunk, n) * k));
   for (int64_t first = 0; first < n; first += kChunk) {
     const int64_t count = std::min(kChunk, n - first);
     read_stacked_rows(parts, first, count, type, rows.data());

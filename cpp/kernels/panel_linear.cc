@@ -48,7 +48,7 @@ class FloatPanels final : public Linear {
         weights_(static_cast<size_t>(panels_ * kPanel * in_features())) {
     const int64_t k = in_features(), n = out_features();
     constexpr int64_t kChunk = 64 * kPanel;
-    std::vector<float> rows(static_cast<size_t>(std::min(kChunk, n) * k));
+    Buffer<float> rows(static_cast<size_t>(std::min(kChunk, n) * k));
     for (int64_t first = 0; first < n; first += kChunk) {
       const int64_t count = std::min(kChunk, n - first);
       read_stacked_rows(parts, first, count, sizeof(T) == 4 ? ComputeType::f32 : ComputeType::bf16, rows.data());
