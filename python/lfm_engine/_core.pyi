@@ -3,10 +3,12 @@ The C++ core of lfm-engine: model, sequence states and scheduler.
 """
 
 from __future__ import annotations
+
 import collections.abc
+import typing
+
 import numpy
 import numpy.typing
-import typing
 
 __all__: list[str] = [
     "Model",
@@ -122,12 +124,12 @@ class Scheduler:
     def cancel(self, request: typing.SupportsInt | typing.SupportsIndex) -> None: ...
     def step(self) -> list[tuple[int, int, str]]:
         """
-        One forward pass; returns (request, token, finish) with finish '', 'stop' or 'length'.
+        One forward pass; returns (request, token, finish) with finish '', 'stop', 'length' or 'error: ...' (token -1).
         """
     @property
     def idle(self) -> bool: ...
 
-def cpu_info() -> dict:
+def cpu_info() -> dict[str, typing.Any]:
     """
     isa in use, isa detected, and the default number of threads.
     """

@@ -15,6 +15,7 @@ from typing import Any
 
 # The length when neither max_new_tokens nor max_length is given.
 DEFAULT_NEW_TOKENS = 20
+_MAX_INT = 2**31 - 1  # ids and counts; sums of them cannot overflow in the core
 
 # Options of transformers that the engine does not have: only these values, which change nothing,
 # are accepted.
@@ -292,6 +293,8 @@ class GenerationConfig:
         number = _as_int(name, value)
         if number < low:
             raise ValueError(f"{name} must be at least {low}, not {number}")
+        if number > _MAX_INT and name != "seed":
+            raise ValueError(f"{name} must be at most {_MAX_INT}, not {number}")
         setattr(self, name, number)
 
     def _check_float(self, name: str) -> None:
@@ -337,6 +340,8 @@ def _token_ids(value: Any) -> int | list[int]:
     ids = [_as_int("eos_token_id", entry) for entry in (value if many else [value])]
     if any(entry < 0 for entry in ids):
         raise ValueError(f"eos_token_id must not be negative: {value!r}")
+    if any(entry > _MAX_INT for entry in ids):
+        raise ValueError(f"eos_token_id must be at most {_MAX_INT}: {value!r}")
     return ids if many else ids[0]
 
 

@@ -72,11 +72,15 @@ def _is_ragged(value: Any) -> bool:
     return len(lengths) > 1 and -1 not in lengths
 
 
-def _integers(argument: str, value: Any) -> Ids:
+def _array(argument: str, value: Any) -> npt.NDArray[Any]:
     try:
-        array = np.asarray(value)
+        return np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{argument} cannot be read as an array: {error}") from None
+
+
+def _integers(argument: str, value: Any) -> Ids:
+    array = _array(argument, value)
     if array.size and array.dtype.kind not in "iu":
         raise ValueError(f"{argument} must hold integers, not {array.dtype}")
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
@@ -94,7 +98,7 @@ def _refuse_empty(rows: list[Ids]) -> None:
 
 
 def _padding(attention_mask: Any, shape: tuple[int, ...]) -> list[int]:
-    mask = np.asarray(attention_mask)
+    mask = _array("attention_mask", attention_mask)
     if mask.ndim == 1:
         mask = mask[None, :]
     if mask.shape != shape:

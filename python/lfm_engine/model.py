@@ -28,6 +28,8 @@ _AUTO_DTYPE = {
     "int8": "int8",
 }
 
+_MAX_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class CausalLMOutput:
@@ -178,6 +180,16 @@ class CausalLM:
             raise
 
 
+def _check_num_threads(value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ValueError(f"num_threads must be an integer, not {value!r}")
+    # libgomp ends the process when it cannot start as many as it is told to.
+    if not 1 <= value <= _MAX_THREADS:
+        raise ValueError(f"num_threads must be between 1 and {_MAX_THREADS}, not {value}")
+
+
 class AutoModelForCausalLM:
     """Loads models; see `from_pretrained`."""
 
@@ -200,8 +212,9 @@ class AutoModelForCausalLM:
         Args:
             path: a folder (safetensors), a .gguf file, or an id on the Hugging Face hub.
             dtype: "float32", "bfloat16", "int8" (groups of 32 weights and activations, Q8_0's
-                arithmetic), or "auto": the type that keeps the stored values (float16 becomes
-                float32, quantized GGUF files int8). torch dtypes work too.
+                arithmetic), or "auto": the smallest that keeps the stored values (float16 becomes
+                float32; GGUF's Q8_0, Q4_0 and Q5_0 become int8, its other quantized types
+                bfloat16). torch dtypes work too.
             device: "cpu".
             num_threads: default: the physical cores that this process may use.
             revision, cache_dir, local_files_only, token: as in huggingface_hub.
@@ -212,8 +225,7 @@ class AutoModelForCausalLM:
             OSError: not found, or no network; one line that names what was asked for.
             ValueError: the files are corrupt or of an unsupported kind; names file and tensor.
         """
-        if num_threads is not None and (isinstance(num_threads, bool) or num_threads < 1):
-            raise ValueError(f"num_threads must be at least 1, not {num_threads!r}")
+        _check_num_threads(num_threads)
         with open_checkpoint(
             path,
             revision=revision,

@@ -108,8 +108,9 @@ class Checkpoint(ABC):
         path: the folder or the .gguf file.
         config: the validated model configuration.
         generation_config: the contents of generation_config.json, ``{}`` if there is none.
-        stored_dtype: "float32", "bfloat16" or "float16", whichever most of the weights have; "int8"
-            for a GGUF file whose matrices are quantized.
+        stored_dtype: "float32", "bfloat16" or "float16", whichever most of the weights have; for a
+            quantized GGUF file "int8" where int8 groups of 32 hold most values exactly (Q8_0, Q4_0,
+            Q5_0), else "bfloat16".
     """
 
     path: Path

@@ -166,9 +166,11 @@ class GgufCheckpoint(Checkpoint):
 
 
 def _stored_dtype(tensors: dict[str, GgufTensor]) -> str:
+    # Types with an offset or scales of scales have no exact int8 form: their values are expanded.
     weights: dict[str, int] = {}
     for tensor in tensors.values():
-        kind = _FLOATS.get(tensor.type, "int8")
+        exact = tensor.type in (GgmlType.Q8_0, GgmlType.Q4_0, GgmlType.Q5_0)
+        kind = _FLOATS.get(tensor.type, "int8" if exact else "bfloat16")
         weights[kind] = weights.get(kind, 0) + element_count(tensor.shape)
     return max(weights, key=lambda kind: weights[kind]) if weights else "float32"
 
