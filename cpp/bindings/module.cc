@@ -178,7 +178,7 @@ PYBIND11_MODULE(_core, m) {
           [](PyState& s, PyState& snapshot) {
             if (&s == &snapshot) return;
             const Exclusive guard(s.busy, "the state"), other(snapshot.busy, "the snapshot");
-            s.state = snapshot.state;
+            s.state = SequenceState(snapshot.state);  // all or nothing
           },
           py::arg("snapshot"), "Go back to a snapshot of this model's state, exactly.");
 
