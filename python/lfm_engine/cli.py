@@ -319,6 +319,7 @@ def _info(options: argparse.Namespace) -> int:
 def _facts(model: str) -> dict[str, Any]:
     from . import _core
     from .checkpoint import open_checkpoint
+    from .model import auto_dtype
 
     checkpoint = open_checkpoint(model)
     try:
@@ -328,7 +329,7 @@ def _facts(model: str) -> dict[str, Any]:
             "model": str(path),
             "architecture": config.architecture,
             "parameters": config.num_parameters,
-            "stored dtype": checkpoint.stored_dtype,
+            "auto dtype": auto_dtype(checkpoint),
             "files": {file.name: file.stat().st_size for file in files},
             "layers": dict(Counter(config.layer_types)),
             "hidden size": config.hidden_size,

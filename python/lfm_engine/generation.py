@@ -301,7 +301,7 @@ class GenerationConfig:
         value = getattr(self, name)
         if value is None:
             return
-        if isinstance(value, (bool, str, bytes)) or type(value).__name__ in ("bool_", "bool"):
+        if _is_bool(value) or isinstance(value, (str, bytes)):
             raise ValueError(f"{name} must be a number, not {value!r}")
         try:
             number = float(value)
@@ -322,8 +322,13 @@ def _is_neutral(name: str, value: Any) -> bool:
     )
 
 
+def _is_bool(value: Any) -> bool:
+    """Whether this is Python's bool or NumPy's, which older versions call bool_."""
+    return type(value).__name__ in ("bool", "bool_")
+
+
 def _as_int(name: str, value: Any) -> int:
-    if not isinstance(value, bool):
+    if not _is_bool(value):
         try:
             return operator.index(value)
         except TypeError:

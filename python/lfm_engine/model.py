@@ -43,6 +43,11 @@ class CausalLMOutput:
     logits: npt.NDArray[np.float32]
 
 
+def auto_dtype(checkpoint: Checkpoint) -> str:
+    """What `dtype="auto"` means for this checkpoint."""
+    return _AUTO_DTYPE[checkpoint.stored_dtype]
+
+
 class _WithProgress:
     """A checkpoint whose `release` moves a progress bar: what the core reads from."""
 
@@ -236,7 +241,7 @@ class AutoModelForCausalLM:
         ) as checkpoint:
             name = str(dtype).removeprefix("torch.")
             if name == "auto":
-                name = _AUTO_DTYPE[checkpoint.stored_dtype]
+                name = auto_dtype(checkpoint)
             size = checkpoint.nbytes()
             if progress is None:
                 progress = size > 200_000_000 and sys.stderr.isatty()
