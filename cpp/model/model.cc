@@ -50,17 +50,21 @@ int64_t num_logit_rows(std::span<const SequenceInput> inputs) {
   return rows;
 }
 
+void Model::check_tokens(std::span<const int32_t> tokens) const {
+  check(!tokens.empty(), "input_ids is empty: at least one token is needed");
+  for (const int32_t token : tokens) {
+    check(token >= 0 && token < config_.vocab_size, "input_ids holds ", token, ", outside the vocabulary of ",
+          config_.vocab_size);
+  }
+}
+
 void Model::check_inputs(std::span<const SequenceInput> inputs) const {
   for (const SequenceInput& input : inputs) {
     check(&input.state->layout() == layout_.get(), "the state belongs to another model");
-    check(!input.tokens.empty(), "input_ids is empty: at least one token is needed");
+    check_tokens(input.tokens);
     const int64_t length = input.state->length() + static_cast<int64_t>(input.tokens.size());
     check(length <= config_.max_position_embeddings, "the sequence would have ", length,
           " tokens, more than the model's context of ", config_.max_position_embeddings);
-    for (const int32_t token : input.tokens) {
-      check(token >= 0 && token < config_.vocab_size, "input_ids holds ", token, ", outside the vocabulary of ",
-            config_.vocab_size);
-    }
   }
 }
 

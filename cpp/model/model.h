@@ -44,6 +44,9 @@ class Model {
   // Safe to call from several threads with different workspaces and states.
   void forward(std::span<const SequenceInput> inputs, float* logits, Workspace& ws) const;
 
+  // Throws std::invalid_argument for no tokens, or one outside the vocabulary.
+  void check_tokens(std::span<const int32_t> tokens) const;
+
   // Throws what forward would throw for these inputs.
   void check_inputs(std::span<const SequenceInput> inputs) const;
 

@@ -13,7 +13,7 @@ Scheduler::Scheduler(std::shared_ptr<const Model> model, int64_t chunk) : model_
 
 int64_t Scheduler::add(std::vector<int32_t> prompt, const RequestParams& params) {
   const ModelConfig& config = model_->config();
-  check(!prompt.empty(), "input_ids is empty: at least one token is needed");
+  model_->check_tokens(prompt);
   check(params.max_new_tokens >= 1, "max_new_tokens must be >= 1, not ", params.max_new_tokens);
   check(params.max_new_tokens <= config.max_position_embeddings, "max_new_tokens = ", params.max_new_tokens,
         " is more than the model's context of ", config.max_position_embeddings);
@@ -23,10 +23,6 @@ int64_t Scheduler::add(std::vector<int32_t> prompt, const RequestParams& params)
         " tokens, more than the model's context of ", config.max_position_embeddings);
   check(length <= config.max_position_embeddings, "prompt and max_new_tokens need ", length,
         " positions, more than the model's context of ", config.max_position_embeddings);
-  for (const int32_t token : prompt) {
-    check(token >= 0 && token < config.vocab_size, "input_ids holds ", token, ", outside the vocabulary of ",
-          config.vocab_size);
-  }
   for (const int32_t token : params.eos_token_ids) {
     check(token >= 0 && token < config.vocab_size, "eos_token_id ", token, " is outside the vocabulary of ",
           config.vocab_size);
