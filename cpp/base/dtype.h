@@ -8,11 +8,25 @@
 
 namespace lfm {
 
-// q8_0: rows of blocks of 32 values, each an fp16 scale followed by 32 int8 (GGUF's Q8_0).
-enum class DType : uint8_t { f32, f16, bf16, q8_0 };
+// q8_0, q4_0, q4_1: rows of blocks of 32 values, laid out as GGUF's types of these names:
+// q8_0: an fp16 scale, then 32 int8; value = scale * q.
+// q4_0: an fp16 scale, then 16 bytes, values 0 to 15 in their low halves, 16 to 31 in the high ones; scale * (q - 8).
+// q4_1: fp16 scale and minimum, then the same 16 bytes; value = scale * q + min.
+enum class DType : uint8_t { f32, f16, bf16, q8_0, q4_0, q4_1 };
 
-inline constexpr int64_t kGroup = 32;                 // values that share one scale
-inline constexpr int64_t kQ8BlockBytes = 2 + kGroup;  // bytes of one stored q8_0 block
+inline constexpr DType kAllDTypes[] = {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0, DType::q4_1};
+inline constexpr int64_t kGroup = 32;  // values that share one scale
+
+// Bytes of one stored block, 0 for types that have none.
+constexpr int64_t block_bytes(DType dtype) {
+  switch (dtype) {
+    case DType::q8_0: return 2 + kGroup;
+    case DType::q4_0: return 2 + kGroup / 2;
+    case DType::q4_1: return 4 + kGroup / 2;
+    default: return 0;
+  }
+}
+constexpr bool is_quantized(DType dtype) { return block_bytes(dtype) > 0; }
 
 constexpr std::string_view dtype_name(DType dtype) {
   switch (dtype) {
@@ -20,19 +34,16 @@ constexpr std::string_view dtype_name(DType dtype) {
     case DType::f16: return "float16";
     case DType::bf16: return "bfloat16";
     case DType::q8_0: return "q8_0";
+    case DType::q4_0: return "q4_0";
+    case DType::q4_1: return "q4_1";
   }
   return "?";
 }
 
-// Bytes of one row of `cols` values (cols is a multiple of 32 for q8_0).
+// Bytes of one row of `cols` values (cols is a multiple of 32 for quantized types).
 constexpr int64_t row_bytes(DType dtype, int64_t cols) {
-  switch (dtype) {
-    case DType::f32: return 4 * cols;
-    case DType::f16:
-    case DType::bf16: return 2 * cols;
-    case DType::q8_0: return cols / kGroup * kQ8BlockBytes;
-  }
-  return 0;
+  if (is_quantized(dtype)) return cols / kGroup * block_bytes(dtype);
+  return (dtype == DType::f32 ? 4 : 2) * cols;
 }
 
 inline float bf16_to_f32(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }

@@ -14,6 +14,8 @@ struct TensorView {
   const void* data = nullptr;
   DType dtype = DType::f32;
   std::vector<int64_t> shape;
+  // The values were expanded from a quantized type of more than 4 bits: int4 would round them a second time.
+  bool int8_at_least = false;
 
   int64_t rows() const { return shape.size() > 1 ? shape[0] : 1; }
   int64_t cols() const {
@@ -23,6 +25,15 @@ struct TensorView {
   }
   int64_t size() const { return rows() * cols(); }
 };
+
+// A quantized block taken apart: value i = scale * q[i] + min.
+struct QuantBlock {
+  uint16_t scale, min;  // fp16; min is 0 for types without
+  int8_t q[kGroup];     // q4_0: -8 to 7, q4_1: 0 to 15
+};
+
+// Block `group` of row `row` of a quantized tensor.
+QuantBlock read_block(const TensorView& tensor, int64_t row, int64_t group);
 
 // Writes row `row` of `tensor` to out[cols] as fp32; returns false if a value is not finite.
 bool read_row(const TensorView& tensor, int64_t row, float* out);

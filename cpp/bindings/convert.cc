@@ -12,7 +12,7 @@ namespace lfm {
 namespace {
 
 DType dtype_from_name(const std::string& tensor, const std::string& name) {
-  for (const DType dtype : {DType::f32, DType::f16, DType::bf16, DType::q8_0}) {
+  for (const DType dtype : kAllDTypes) {
     if (dtype_name(dtype) == name) return dtype;
   }
   throw std::invalid_argument(concat("tensor '", tensor, "' has dtype ", name, ", which the engine does not read"));
@@ -74,8 +74,9 @@ TensorView PythonTensorSource::get(const std::string& name, const std::vector<in
   view.shape = stored.attr("shape").cast<std::vector<int64_t>>();
   view.data = data.data();
   check((data.flags() & py::array::c_style) != 0, "tensor '", name, "' is not contiguous in memory");
-  check(view.dtype != DType::q8_0 || view.cols() % kGroup == 0, "tensor '", name,
-        "' has rows that are not whole q8_0 blocks");
+  view.int8_at_least = stored.attr("int8_at_least").cast<bool>();
+  check(!is_quantized(view.dtype) || view.cols() % kGroup == 0, "tensor '", name, "' has rows that are not whole ",
+        dtype_name(view.dtype), " blocks");
   check(data.nbytes() == view.rows() * row_bytes(view.dtype, view.cols()), "tensor '", name, "' has ", data.nbytes(),
         " bytes, not what its shape and dtype need");
   alive_[name] = data;

@@ -186,7 +186,7 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init(&make_model), py::arg("config"), py::arg("checkpoint"), py::arg("dtype"), py::arg("device") = "cpu",
            py::arg("num_threads") = 0,
            "config: checkpoint.ModelConfig; checkpoint: tensor(name, shape) and release(name); dtype: 'float32', "
-           "'bfloat16' or 'int8'; num_threads: 0 takes the physical cores that this process may use.")
+           "'bfloat16', 'int8' or 'int4'; num_threads: 0 takes the physical cores that this process may use.")
       .def_property_readonly("dtype", [](const Model& s) { return std::string(compute_type_name(s.compute_type())); })
       .def_property_readonly("num_threads", &Model::num_threads)
       .def_property_readonly("isa", [](const Model& s) { return std::string(s.isa()); })

@@ -20,18 +20,25 @@ inline constexpr int64_t kPage = 64;   // tokens of one KV page
 // A group whose largest magnitude is not above this is quantized to zeros: 127 / max must stay finite.
 inline constexpr float kSmallestQ8Max = 1e-36f;
 
-// Rows of x quantized to int8 in groups of 32, zero padded: the activations of int8 weights.
+// Rows of x quantized to int8 in groups of 32, zero padded: the activations of int8 and int4 weights.
 struct Q8Rows {
   const int8_t* values;  // [rows, groups * 32]
-  const float* scales;   // [rows, groups]
-  const int32_t* sums;   // [rows, groups], sum of the group's int8 values
+  const float* scales;   // [groups, stride], of which `rows` are used
+  const int32_t* sums;   // [groups, stride]: the group's int8 values, summed, times the sum_factor of its weights
+  int64_t stride;
 };
 
-// int8 weights of 16-row panels.
-struct Q8Panels {
-  const uint8_t* values;   // [panels, groups, 8, 16, 4]: row r, input 4j+i of the group at [j][r][i], plus 128
+// Quantized weights of 16-row panels, in groups of 32 inputs.
+struct QuantPanels {
+  // int8: [panels, groups, 8, 16, 4], input 4j+i of row r at [j][r][i], plus 128.
+  // int4: [panels, groups, 4, 16, 4], input 8j+i of row r in the low half of [j][r][i], input 8j+4+i in the high half.
+  const uint8_t* values;
   const uint16_t* scales;  // [panels, groups, 16] fp16
+  const uint16_t* mins;    // int4 only, the same shape: weight = scale * q + min; null: weight = scale * (q - 8)
 };
+
+// Q8Rows::sums' factor: minus the zero point, for integer dot products that start there; 1 for weights with mins.
+constexpr int32_t kQ8SumFactor = -128, kQ4SumFactor = -8, kMinsSumFactor = 1;
 
 // Queries that share one KV head and the pages that they look at.
 struct AttentionTile {
@@ -96,11 +103,15 @@ struct Kernels {
                     float* y, int64_t ldy, bool accumulate) noexcept;
 
   // One row x[n] to int8: per group of 32, scale = max|x| / 127, value = round(x / scale).
-  // values, scales and sums have ceil(n / 32) groups.
-  void (*quantize_q8)(const float* x, int64_t n, int8_t* values, float* scales, int32_t* sums) noexcept;
+  // values have ceil(n / 32) whole groups; scales and sums (times sum_factor) are written `stride` apart.
+  void (*quantize_q8)(const float* x, int64_t n, int32_t sum_factor, int8_t* values, float* scales, int32_t* sums,
+                      int64_t stride) noexcept;
 
-  // The same product for int8 weights: integer dot products within a group, fp32 over groups in order.
-  void (*gemm_q8)(const Q8Rows& x, int64_t rows, int64_t groups, const Q8Panels& panels, int64_t features, float* y,
+  // The same product for int8 and int4 weights: integer dot products within a group, fp32 over groups in order,
+  // sum = fma(dot, scale * x.scale, sum), and where there are mins then fma(x.sum * x.scale, min, sum).
+  void (*gemm_q8)(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& panels, int64_t features, float* y,
+                  int64_t ldy, bool accumulate) noexcept;
+  void (*gemm_q4)(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& panels, int64_t features, float* y,
                   int64_t ldy, bool accumulate) noexcept;
 
   // Few rows times weights in oneDNN's blocked layouts: `panel` is one block of 64 output features, [k, 64] fp32 or

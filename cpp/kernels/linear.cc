@@ -9,6 +9,7 @@
 #include "base/parallel.h"
 #include "kernels/onednn_linear.h"
 #include "kernels/panel_linear.h"
+#include "kernels/quant_linear.h"
 
 namespace lfm {
 
@@ -17,15 +18,16 @@ std::string_view compute_type_name(ComputeType type) {
     case ComputeType::f32: return "float32";
     case ComputeType::bf16: return "bfloat16";
     case ComputeType::int8: return "int8";
+    case ComputeType::int4: return "int4";
   }
   return "?";
 }
 
 ComputeType compute_type_from_name(std::string_view name) {
-  for (const ComputeType type : {ComputeType::f32, ComputeType::bf16, ComputeType::int8}) {
+  for (const ComputeType type : kAllComputeTypes) {
     if (compute_type_name(type) == name) return type;
   }
-  throw std::invalid_argument(concat("dtype '", name, "' is not supported; use float32, bfloat16 or int8"));
+  throw std::invalid_argument(concat("dtype '", name, "' is not supported; use float32, bfloat16, int8 or int4"));
 }
 
 void Linear::set_bias(std::vector<float> bias) {
@@ -64,11 +66,17 @@ void read_stacked_rows(std::span<const TensorView> parts, int64_t first, int64_t
   }
 }
 
-std::unique_ptr<Linear> make_linear(std::span<const TensorView> parts, ComputeType type, Isa isa) {
-  if (type != ComputeType::int8) {
-    if (auto linear = OneDnnLinear::create(parts, type, isa)) return linear;
+std::unique_ptr<Linear> make_linear(std::span<const TensorView> parts, ComputeType type, Isa isa,
+                                    std::span<const float> importance) {
+  if (type == ComputeType::int8 || type == ComputeType::int4) {
+    return make_quant_linear(parts, type, kernels_for(isa), importance);
   }
+  if (auto linear = OneDnnLinear::create(parts, type, isa)) return linear;
   return make_panel_linear(parts, type, kernels_for(isa));
+}
+
+std::unique_ptr<Linear> make_linear(const PackedWeights& weights, Isa isa) {
+  return make_quant_linear(weights, kernels_for(isa));
 }
 
 }  // namespace lfm

@@ -3,7 +3,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -14,15 +16,25 @@
 namespace lfm {
 
 // What the weights are stored and multiplied in.
-enum class ComputeType : uint8_t { f32, bf16, int8 };
+enum class ComputeType : uint8_t { f32, bf16, int8, int4 };
 
-std::string_view compute_type_name(ComputeType type);       // "float32", "bfloat16", "int8"
+inline constexpr ComputeType kAllComputeTypes[] = {ComputeType::f32, ComputeType::bf16, ComputeType::int8,
+                                                   ComputeType::int4};
+std::string_view compute_type_name(ComputeType type);       // "float32", "bfloat16", "int8", "int4"
 ComputeType compute_type_from_name(std::string_view name);  // throws std::invalid_argument
 
 // Memory that a forward pass reuses from layer to layer; one per caller.
 struct LinearScratch {
   Buffer<std::byte> activations;  // x in the type of the product
   Buffer<std::byte> pad;          // oneDNN's scratchpad
+};
+
+// Packed weights as memory: what a packed file stores and a Linear can be made from again.
+struct PackedWeights {
+  std::string implementation;  // Linear::implementation()
+  int64_t in_features, out_features;
+  std::vector<std::span<const std::byte>> parts;  // each begins at a multiple of 64 bytes in memory
+  std::shared_ptr<const void> owner;              // keeps the parts alive
 };
 
 // Immutable after construction; forward may run on several threads' workspaces at once.
@@ -43,6 +55,9 @@ class Linear {
   virtual size_t nbytes() const = 0;
   virtual std::string_view implementation() const = 0;
 
+  // Only for layouts that are the same on every ISA: int8 and int4 panels.
+  virtual std::optional<PackedWeights> packed() const { return std::nullopt; }
+
   void set_bias(std::vector<float> bias);  // [N]
 
  protected:
@@ -57,7 +72,13 @@ class Linear {
 // Packs the rows of `parts` ([N_i, K] each, stacked) for `type`. Throws std::invalid_argument naming the tensor
 // when it holds NaN or infinity, or when its values do not fit the type.
 // oneDNN serves fp32 and bf16 where its batch-invariant brgemm kernels exist on `isa`, our panel kernels the rest.
-std::unique_ptr<Linear> make_linear(std::span<const TensorView> parts, ComputeType type, Isa isa);
+// int4 keeps tensors that are quantized with more than 4 bits in int8, and quantizes others by the scale of least
+// squared error, each input weighted by importance[K] if it is given (the mean square of its activations, say).
+std::unique_ptr<Linear> make_linear(std::span<const TensorView> parts, ComputeType type, Isa isa,
+                                    std::span<const float> importance = {});
+
+// A Linear that uses `weights` in place. Throws std::invalid_argument when its parts do not fit its numbers.
+std::unique_ptr<Linear> make_linear(const PackedWeights& weights, Isa isa);
 
 // Reads rows [first, first + count) of the stacked `parts` as fp32 into out[count, K] in parallel.
 // Throws std::invalid_argument naming a tensor that is not finite, or would not be in `type`.

@@ -19,19 +19,32 @@ class Loader {
 
   // The stacked rows of several matrices, each `rows` x cols, as one layer.
   std::unique_ptr<Linear> linear(const std::vector<std::pair<std::string, int64_t>>& parts, int64_t cols) const {
+    return pack(parts, cols, false);
+  }
+
+  // Embedding or output head: an int4 model keeps it in int8 unless the file has it in 4 bits.
+  std::unique_ptr<Linear> embedding(const std::string& name, int64_t rows, int64_t cols) const {
+    return pack({{name, rows}}, cols, true);
+  }
+
+ private:
+  std::unique_ptr<Linear> pack(const std::vector<std::pair<std::string, int64_t>>& parts, int64_t cols,
+                               bool int8_at_least) const {
     std::vector<TensorView> views;
-    for (const auto& [name, rows] : parts) views.push_back(get(name, {rows, cols}));
+    for (const auto& [name, rows] : parts) {
+      TensorView& view = views.emplace_back(get(name, {rows, cols}));
+      view.int8_at_least = view.int8_at_least || (int8_at_least && !is_quantized(view.dtype));
+    }
     auto packed = make_linear(views, type_, isa_);
     for (const auto& part : parts) done(part.first);
     return packed;
   }
 
- private:
   TensorView get(const std::string& name, const std::vector<int64_t>& shape) const {
     TensorView view = source_.get(name, shape);
     check(view.shape == shape, "tensor '", name, "' has the wrong shape");
-    check(view.dtype != DType::q8_0 || view.cols() % kGroup == 0, "tensor '", name, "' is q8_0 but its rows of ",
-          view.cols(), " values are not whole blocks of 32");
+    check(!is_quantized(view.dtype) || view.cols() % kGroup == 0, "tensor '", name, "' is ", dtype_name(view.dtype),
+          " but its rows of ", view.cols(), " values are not whole blocks of 32");
     view.name = name;
     return view;
   }
@@ -98,8 +111,8 @@ ModelWeights load_weights(const ModelConfig& config, const TensorSource& source,
   const Loader load(source, type, isa);
   const int64_t hidden = config.hidden_size, ff = config.intermediate_size;
   ModelWeights w;
-  w.embed_tokens = load.linear({{"model.embed_tokens.weight", config.vocab_size}}, hidden);
-  if (!config.tie_word_embeddings) w.lm_head = load.linear({{"lm_head.weight", config.vocab_size}}, hidden);
+  w.embed_tokens = load.embedding("model.embed_tokens.weight", config.vocab_size, hidden);
+  if (!config.tie_word_embeddings) w.lm_head = load.embedding("lm_head.weight", config.vocab_size, hidden);
   w.embedding_norm = load.vector("model.embedding_norm.weight", {hidden});
   for (int64_t i = 0; i < config.num_layers(); ++i) {
     const std::string prefix = concat("model.layers.", i, ".");

@@ -104,10 +104,10 @@ TEST(DType, ReadsRowsOfEveryStoredType) {
   std::vector<uint16_t> half(wide.size()), brain(wide.size());
   for (size_t i = 0; i < wide.size(); ++i) half[i] = f32_to_f16(wide[i]), brain[i] = f32_to_bf16(wide[i]);
   std::vector<uint8_t> blocks(static_cast<size_t>(3 * row_bytes(DType::q8_0, kCols)));
-  for (size_t b = 0; b < blocks.size() / kQ8BlockBytes; ++b) {
+  for (size_t b = 0; b < blocks.size() / block_bytes(DType::q8_0); ++b) {
     const uint16_t scale = f32_to_f16(0.25f * static_cast<float>(b + 1));
-    std::memcpy(&blocks[b * kQ8BlockBytes], &scale, 2);
-    for (size_t i = 0; i < 32; ++i) blocks[b * kQ8BlockBytes + 2 + i] = static_cast<uint8_t>(4 * i + b);
+    std::memcpy(&blocks[b * block_bytes(DType::q8_0)], &scale, 2);
+    for (size_t i = 0; i < 32; ++i) blocks[b * block_bytes(DType::q8_0) + 2 + i] = static_cast<uint8_t>(4 * i + b);
   }
   std::vector<float> row(kCols);
   for (int64_t r = 0; r < 3; ++r) {

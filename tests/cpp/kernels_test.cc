@@ -137,11 +137,11 @@ TEST_P(KernelsTest, QuantizeQ8) {
       Guarded<int8_t> values(groups * 32);
       Guarded<float> scales(groups);
       Guarded<int32_t> sums(groups);
-      kernels.quantize_q8(x.data(), n, values.data(), scales.data(), sums.data());
+      kernels.quantize_q8(x.data(), n, 1, values.data(), scales.data(), sums.data(), 1);
       Guarded<int8_t> want_values(groups * 32);
       Guarded<float> want_scales(groups);
       Guarded<int32_t> want_sums(groups);
-      reference.quantize_q8(x.data(), n, want_values.data(), want_scales.data(), want_sums.data());
+      reference.quantize_q8(x.data(), n, 1, want_values.data(), want_scales.data(), want_sums.data(), 1);
       EXPECT_TRUE(same_bits(values.values(), want_values.values())) << n << " of size " << size;
       EXPECT_TRUE(same_bits(scales.values(), want_scales.values())) << n << " of size " << size;
       EXPECT_TRUE(values.intact() && scales.intact() && sums.intact());
@@ -276,44 +276,72 @@ TEST_P(KernelsTest, BlockedProducts) {
 }
 
 // Integer sums are exact and fp32 runs over groups in order with fma: every table must give the same bits.
-TEST_P(KernelsTest, GemmQ8IsExact) {
-  for (const auto& [features, groups] : {std::pair<int64_t, int64_t>{1, 1}, {16, 2}, {17, 3}, {40, 1}, {65, 5}}) {
-    const int64_t panels = (features + 15) / 16, ldy = features + 3;
-    std::vector<uint8_t> values(static_cast<size_t>(panels * groups * 16 * 32));
-    std::vector<uint16_t> scales(static_cast<size_t>(panels * groups * 16));
-    for (uint16_t& s : scales) s = f32_to_f16(rng.below(5) == 0 ? 0.0f : rng.normal() * 0.01f);
-    for (const int64_t rows : {1, 2, 3, 7, 8, 9, 17, 20}) {
-      for (const int kind : {0, 1, 2}) {  // random; the extremes of equal sign; random extremes
-        std::vector<int8_t> x(static_cast<size_t>(rows * groups * 32));
-        for (uint8_t& v : values)
-          v = static_cast<uint8_t>(kind == 0 ? rng.below(256) : kind == 1 ? 0 : rng.below(2) * 255);
-        for (int8_t& v : x) v = static_cast<int8_t>(kind == 0 ? rng.below(255) - 127 : rng.below(2) * 254 - 127);
-        if (kind == 1) std::fill(x.begin(), x.end(), rng.below(2) == 0 ? int8_t{127} : int8_t{-127});
-        const std::vector<float> x_scales = rng.normals(rows * groups);
-        std::vector<int32_t> sums(x_scales.size());
-        for (size_t i = 0; i < x.size(); ++i) sums[i / 32] += x[i];
-        const Q8Rows q = {x.data(), x_scales.data(), sums.data()};
-        const std::vector<float> before = rng.normals(rows * ldy);
-        for (const bool accumulate : {false, true}) {
-          Guarded<float> got(before), want(before);
-          kernels.gemm_q8(q, rows, groups, {values.data(), scales.data()}, features, got.data(), ldy, accumulate);
-          reference.gemm_q8(q, rows, groups, {values.data(), scales.data()}, features, want.data(), ldy, accumulate);
-          ASSERT_TRUE(same_bits(got.values(), want.values())) << features << " x " << groups << ", rows " << rows;
-          ASSERT_TRUE(got.intact());
+struct QuantCase {
+  const char* name;
+  decltype(Kernels::gemm_q8) Kernels::* gemm;
+  int64_t group_bytes;  // of a panel
+  bool mins;
+  int32_t sum_factor;
+};
+constexpr QuantCase kQuantCases[] = {{"q8", &Kernels::gemm_q8, 512, false, -128},
+                                     {"q4", &Kernels::gemm_q4, 256, false, -8},
+                                     {"q4 with mins", &Kernels::gemm_q4, 256, true, 1}};
+
+// Weight i of a group from its definition in kernels.h.
+double quant_weight(const QuantCase& c, const std::vector<uint8_t>& values, float scale, float min, int64_t block,
+                    int64_t lane, int64_t i) {
+  if (c.group_bytes == 512) return double{scale} * (values[block * 512 + (i / 4 * 16 + lane) * 4 + i % 4] - 128);
+  const int byte = values[block * 256 + (i / 8 * 16 + lane) * 4 + i % 4], q = i % 8 < 4 ? byte & 15 : byte >> 4;
+  return c.mins ? double{scale} * q + min : double{scale} * (q - 8);
+}
+
+TEST_P(KernelsTest, QuantizedProductsAreExact) {
+  for (const QuantCase& c : kQuantCases) {
+    for (const auto& [features, groups] : {std::pair<int64_t, int64_t>{1, 1}, {16, 2}, {17, 3}, {40, 1}, {65, 5}}) {
+      const int64_t panels = (features + 15) / 16, ldy = features + 3;
+      std::vector<uint8_t> values(static_cast<size_t>(panels * groups * c.group_bytes));
+      std::vector<uint16_t> scales(static_cast<size_t>(panels * groups * 16)), mins(scales.size());
+      for (uint16_t& s : scales) s = f32_to_f16(rng.below(5) == 0 ? 0.0f : rng.normal() * 0.01f);
+      for (uint16_t& m : mins) m = f32_to_f16(rng.normal() * 0.1f);
+      const QuantPanels w = {values.data(), scales.data(), c.mins ? mins.data() : nullptr};
+      for (const int64_t rows : {1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 17, 20, 24, 31}) {
+        for (const int kind : {0, 1, 2}) {  // random; the extremes of equal sign; random extremes
+          std::vector<int8_t> x(static_cast<size_t>(rows * groups * 32));
+          for (uint8_t& v : values)
+            v = static_cast<uint8_t>(kind == 0 ? rng.below(256) : kind == 1 ? 0 : rng.below(2) * 255);
+          for (int8_t& v : x) v = static_cast<int8_t>(kind == 0 ? rng.below(255) - 127 : rng.below(2) * 254 - 127);
+          if (kind == 1) std::fill(x.begin(), x.end(), rng.below(2) == 0 ? int8_t{127} : int8_t{-127});
+          const int64_t stride = rows + 2;
+          const std::vector<float> x_scales = rng.normals(groups * stride);
+          std::vector<int32_t> sums(x_scales.size());
+          for (int64_t i = 0; i < rows * groups * 32; ++i) {
+            sums[i / 32 % groups * stride + i / 32 / groups] += x[i] * c.sum_factor;
+          }
+          const Q8Rows q = {x.data(), x_scales.data(), sums.data(), stride};
+          const std::vector<float> before = rng.normals(rows * ldy);
+          for (const bool accumulate : {false, true}) {
+            Guarded<float> got(before), want(before);
+            (kernels.*c.gemm)(q, rows, groups, w, features, got.data(), ldy, accumulate);
+            (reference.*c.gemm)(q, rows, groups, w, features, want.data(), ldy, accumulate);
+            ASSERT_TRUE(same_bits(got.values(), want.values()))
+                << c.name << " " << features << " x " << groups << ", rows " << rows;
+            ASSERT_TRUE(got.intact());
+          }
+          // One element from the definition, so that the reference is tested as well.
+          const int64_t n = features - 1, m = rows - 1;
+          double sum = 0, size = 0;
+          for (int64_t i = 0; i < groups * 32; ++i) {
+            const int64_t g = i / 32, block = n / 16 * groups + g, lane = block * 16 + n % 16;
+            const double weight =
+                quant_weight(c, values, f16_to_f32(scales[lane]), f16_to_f32(mins[lane]), block, n % 16, i % 32);
+            sum += weight * x_scales[g * stride + m] * x[m * groups * 32 + i];
+            size += std::fabs(weight * x_scales[g * stride + m] * x[m * groups * 32 + i]);
+          }
+          Guarded<float> y(rows * ldy);
+          (kernels.*c.gemm)(q, rows, groups, w, features, y.data(), ldy, false);
+          ASSERT_NEAR(y[m * ldy + n], sum, 1e-6 * size + 1e-6) << c.name;
+          for (int64_t gap = features; gap < ldy; ++gap) ASSERT_TRUE(y.untouched(m * ldy + gap));
         }
-        // One element from the definition, so that the reference is tested as well.
-        const int64_t n = features - 1, m = rows - 1;
-        double sum = 0;
-        for (int64_t i = 0; i < groups * 32; ++i) {
-          const int64_t g = n / 16 * groups + i / 32;
-          const int w = values[g * 512 + (i % 32 / 4 * 16 + n % 16) * 4 + i % 4] - 128;
-          sum +=
-              double{f16_to_f32(scales[g * 16 + n % 16])} * w * x_scales[m * groups + i / 32] * x[m * groups * 32 + i];
-        }
-        Guarded<float> y(rows * ldy);
-        kernels.gemm_q8(q, rows, groups, {values.data(), scales.data()}, features, y.data(), ldy, false);
-        ASSERT_NEAR(y[m * ldy + n], sum, 1e-5 * std::fabs(sum) + 5e-3);
-        for (int64_t gap = features; gap < ldy; ++gap) ASSERT_TRUE(y.untouched(m * ldy + gap));
       }
     }
   }

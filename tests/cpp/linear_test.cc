@@ -9,7 +9,9 @@
 namespace lfm::testing {
 namespace {
 
-constexpr ComputeType kTypes[] = {ComputeType::f32, ComputeType::bf16, ComputeType::int8};
+constexpr ComputeType kTypes[] = {ComputeType::f32, ComputeType::bf16, ComputeType::int8, ComputeType::int4};
+
+bool is_integer(ComputeType type) { return type == ComputeType::int8 || type == ComputeType::int4; }
 
 // oneDNN is limited to active_isa() once per process, so higher levels are not asked for.
 class LinearTest : public ::testing::TestWithParam<Isa> {
@@ -19,7 +21,7 @@ class LinearTest : public ::testing::TestWithParam<Isa> {
     const std::string name(linear->implementation());
     // oneDNN's other matmuls are slow references or give a row other bits in another batch.
     EXPECT_TRUE(name.starts_with("onednn:brg:") || name.starts_with("panels:")) << name;
-    if (GetParam() < Isa::avx512 || type == ComputeType::int8) EXPECT_TRUE(name.starts_with("panels:")) << name;
+    if (GetParam() < Isa::avx512 || is_integer(type)) EXPECT_TRUE(name.starts_with("panels:")) << name;
     return linear;
   }
   Rng rng{5};
@@ -104,7 +106,7 @@ TEST_P(LinearTest, RandomValuesWithinTheBoundOfTheirType) {
           double sum = 0, bound = 0;
           for (int64_t i = 0; i < k; ++i) {
             float step = type == ComputeType::bf16 ? std::fabs(x[m * k + i]) / 256 : 0.0f;
-            for (int64_t g = i / 32 * 32; g < std::min(k, (i / 32 + 1) * 32) && type == ComputeType::int8; ++g) {
+            for (int64_t g = i / 32 * 32; g < std::min(k, (i / 32 + 1) * 32) && is_integer(type); ++g) {
               step = std::max(step, std::fabs(x[m * k + g]) / 254);
             }
             sum += double{x[m * k + i]} * row[i];
@@ -112,10 +114,11 @@ TEST_P(LinearTest, RandomValuesWithinTheBoundOfTheirType) {
           }
           ASSERT_NEAR(y[m * n + j], sum, 1.001 * bound + 1e-5) << linear->implementation();
         }
-        for (int64_t i = 0; i < k; ++i) {  // the weights themselves: exact, half a bf16 step, or half of an int8 step
+        for (int64_t i = 0; i < k; ++i) {  // the weights themselves: exact, or half a step of bf16 or int8
           float step = type == ComputeType::bf16 ? std::fabs(w[j * k + i]) / 256 : 0.0f;
-          for (int64_t g = i / 32 * 32; g < std::min(k, (i / 32 + 1) * 32) && type == ComputeType::int8; ++g) {
-            step = std::max(step, std::fabs(w[j * k + g]) / 250);
+          for (int64_t g = i / 32 * 32; g < std::min(k, (i / 32 + 1) * 32) && is_integer(type); ++g) {
+            // int4 clips what is far above the rest of its group, if that makes the squared error smaller.
+            step = std::max(step, std::fabs(w[j * k + g]) / (type == ComputeType::int8 ? 250 : 5));
           }
           ASSERT_LE(std::fabs(row[i] - w[j * k + i]), step) << linear->implementation();
         }
@@ -168,7 +171,8 @@ TEST_P(LinearTest, ValuesTooLargeForTheTypeNameTheTensor) {
   w[3] = -std::numeric_limits<float>::max();
   const std::vector<TensorView> parts = {view_of("big.weight", w, {20, 40})};
   EXPECT_NO_THROW(make_linear(parts, ComputeType::f32, GetParam()));
-  for (const ComputeType type : {ComputeType::bf16, ComputeType::int8}) {  // infinite as bf16, and as an fp16 scale
+  for (const ComputeType type :
+       {ComputeType::bf16, ComputeType::int8, ComputeType::int4}) {  // infinite as bf16, and as an fp16 scale
     EXPECT_TRUE(throws_naming("'big.weight'", [&] { make_linear(parts, type, GetParam()); }))
         << compute_type_name(type);
   }
@@ -179,14 +183,14 @@ TEST_P(LinearTest, StoredTypesAndQ8WithoutASecondRounding) {
   std::vector<uint16_t> half(kRows * kCols), brain(half.size());
   for (uint16_t& h : half) h = f32_to_f16(rng.normal());
   for (uint16_t& b : brain) b = f32_to_bf16(rng.normal());
-  std::vector<uint8_t> blocks(kRows * kCols / 32 * kQ8BlockBytes);
+  std::vector<uint8_t> blocks(kRows * kCols / 32 * block_bytes(DType::q8_0));
   std::vector<float> q8(half.size());
-  for (size_t b = 0; b < blocks.size() / kQ8BlockBytes; ++b) {
+  for (size_t b = 0; b < blocks.size() / block_bytes(DType::q8_0); ++b) {
     const uint16_t scale = f32_to_f16(rng.normal() * 0.02f);
-    std::memcpy(&blocks[b * kQ8BlockBytes], &scale, 2);
+    std::memcpy(&blocks[b * block_bytes(DType::q8_0)], &scale, 2);
     for (size_t i = 0; i < 32; ++i) {
       const int64_t q = rng.below(256) - 128;  // -128 too: other writers of GGUF use it
-      blocks[b * kQ8BlockBytes + 2 + i] = static_cast<uint8_t>(q);
+      blocks[b * block_bytes(DType::q8_0) + 2 + i] = static_cast<uint8_t>(q);
       q8[b * 32 + i] = f16_to_f32(scale) * static_cast<float>(q);
     }
   }
@@ -220,7 +224,7 @@ TEST_P(LinearTest, StoredTypesAndQ8WithoutASecondRounding) {
     }
   }
   const uint16_t infinite = 0x7c00;
-  std::memcpy(&blocks[5 * kQ8BlockBytes], &infinite, 2);
+  std::memcpy(&blocks[5 * block_bytes(DType::q8_0)], &infinite, 2);
   for (const ComputeType type : kTypes) {
     EXPECT_TRUE(throws_naming("'w'", [&] { make({{"w", blocks.data(), DType::q8_0, {kRows, kCols}}}, type); }));
   }

@@ -10,7 +10,7 @@
 namespace lfm::testing {
 namespace {
 
-constexpr ComputeType kTypes[] = {ComputeType::f32, ComputeType::bf16, ComputeType::int8};
+constexpr ComputeType kTypes[] = {ComputeType::f32, ComputeType::bf16, ComputeType::int8, ComputeType::int4};
 
 // ---- an oracle: the equations of transformers' Lfm2ForCausalLM and LlamaForCausalLM, one loop each -----------------
 
@@ -163,11 +163,25 @@ double relative_error(const std::vector<float>& got, const Rows& want) {
   return std::sqrt(difference / size);
 }
 
+// The model with the values that its matrices have in int4; embedding and head stay.
+TinyModel rounded_to_int4(TinyModel tiny) {
+  for (auto& [name, tensor] : tiny.tensors) {
+    if (tensor.shape.size() != 2 || name.find("layers") == std::string::npos) continue;
+    const std::vector<TensorView> parts = {view_of(name, tensor.values, tensor.shape)};
+    const auto linear = make_linear(parts, ComputeType::int4, Isa::reference);
+    std::vector<float> rounded(tensor.values.size());
+    for (int64_t r = 0; r < tensor.shape[0]; ++r) linear->weight_row(r, &rounded[r * tensor.shape[1]]);
+    tensor.values = rounded;
+  }
+  return tiny;
+}
+
 TEST_P(ModelTest, LogitsEqualThePlainForward) {
   const std::vector<int32_t> tokens = Rng(1).tokens(70, 97);
   for (const ComputeType type : kTypes) {
-    const TinyModel tiny = tiny_model(GetParam().config, 11, type == ComputeType::bf16);
+    TinyModel tiny = tiny_model(GetParam().config, 11, type == ComputeType::bf16);
     const auto model = tiny.load(type);
+    if (type == ComputeType::int4) tiny = rounded_to_int4(std::move(tiny));
     SequenceState state = model->new_state();
     const std::vector<float> logits = run(*model, state, tokens);
     EXPECT_EQ(state.length(), 70);

@@ -6,7 +6,7 @@
 namespace lfm::testing {
 namespace {
 
-constexpr ComputeType kTypes[] = {ComputeType::f32, ComputeType::bf16, ComputeType::int8};
+constexpr ComputeType kTypes[] = {ComputeType::f32, ComputeType::bf16, ComputeType::int8, ComputeType::int4};
 constexpr int64_t kVocab = 97;
 
 std::vector<int32_t> joined(std::span<const int32_t> a, std::span<const int32_t> b) {

@@ -121,7 +121,8 @@ void gemm(const float* x, int64_t ldx, int64_t rows, int64_t k, const T* panels,
   }
 }
 
-void quantize_q8(const float* x, int64_t n, int8_t* values, float* scales, int32_t* sums) noexcept {
+void quantize_q8(const float* x, int64_t n, int32_t sum_factor, int8_t* values, float* scales, int32_t* sums,
+                 int64_t stride) noexcept {
   for (int64_t g = 0; g * kGroup < n; ++g) {
     const int64_t count = std::min(kGroup, n - g * kGroup);
     float max = 0.0f;
@@ -134,26 +135,39 @@ void quantize_q8(const float* x, int64_t n, int8_t* values, float* scales, int32
       values[g * kGroup + i] = static_cast<int8_t>(q);
       sum += q;
     }
-    scales[g] = max / 127.0f;
-    sums[g] = sum;
+    scales[g * stride] = max / 127.0f;
+    sums[g * stride] = sum * sum_factor;
   }
 }
 
-void gemm_q8(const Q8Rows& x, int64_t rows, int64_t groups, const Q8Panels& panels, int64_t features, float* y,
-             int64_t ldy, bool accumulate) noexcept {
+// Weight i of a group as an integer, its zero point subtracted unless there are mins.
+int q8_weight(const QuantPanels& w, int64_t block, int64_t lane, int64_t i) {
+  return int{w.values[block * kPanel * kGroup + (i / 4 * kPanel + lane) * 4 + i % 4]} - 128;
+}
+int q4_weight(const QuantPanels& w, int64_t block, int64_t lane, int64_t i) {
+  const int both = w.values[block * kPanel * kGroup / 2 + (i / 8 * kPanel + lane) * 4 + i % 4];
+  return (i % 8 < 4 ? both & 15 : both >> 4) - (w.mins != nullptr ? 0 : 8);
+}
+
+template <int (*weight)(const QuantPanels&, int64_t, int64_t, int64_t)>
+void gemm_quant(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& panels, int64_t features, float* y,
+                int64_t ldy, bool accumulate) noexcept {
   for (int64_t m = 0; m < rows; ++m) {
     for (int64_t n = 0; n < features; ++n) {
       float total = 0.0f;
       for (int64_t g = 0; g < groups; ++g) {
-        const int64_t block = n / kPanel * groups + g;
+        const int64_t block = n / kPanel * groups + g, lane = n % kPanel;
         const int8_t* a = x.values + (m * groups + g) * kGroup;
-        int32_t dot = 0;
+        int32_t dot = 0, sum = 0;
         for (int64_t i = 0; i < kGroup; ++i) {
-          const int w = int{panels.values[block * kPanel * kGroup + (i / 4 * kPanel + n % kPanel) * 4 + i % 4]} - 128;
-          dot += w * a[i];
+          dot += weight(panels, block, lane, i) * a[i];
+          sum += a[i];
         }
-        const float scale = f16_to_f32(panels.scales[block * kPanel + n % kPanel]) * x.scales[m * groups + g];
-        total = std::fma(static_cast<float>(dot), scale, total);
+        const float x_scale = x.scales[g * x.stride + m];
+        total = std::fma(static_cast<float>(dot), f16_to_f32(panels.scales[block * kPanel + lane]) * x_scale, total);
+        if (panels.mins != nullptr) {
+          total = std::fma(static_cast<float>(sum) * x_scale, f16_to_f32(panels.mins[block * kPanel + lane]), total);
+        }
       }
       float& out = y[m * ldy + n];
       out = accumulate ? out + total : total;
@@ -199,7 +213,8 @@ const Kernels kReferenceKernels = {
     .gemm_f32 = gemm<float>,
     .gemm_bf16 = gemm<uint16_t>,
     .quantize_q8 = quantize_q8,
-    .gemm_q8 = gemm_q8,
+    .gemm_q8 = gemm_quant<q8_weight>,
+    .gemm_q4 = gemm_quant<q4_weight>,
     .blocked_f32 = blocked<float>,
     .blocked_bf16 = blocked<uint16_t>,
     .to_bf16 = to_bf16,

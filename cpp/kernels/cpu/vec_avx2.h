@@ -70,14 +70,27 @@ struct IntVec {
   Vec to_float() const { return {_mm256_cvtepi32_ps(v)}; }
 };
 
+// Four bytes (a quad of inputs) per lane.
+struct ByteVec {
+  __m256i v;
+  static ByteVec load(const uint8_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+  ByteVec low_halves() const { return {_mm256_and_si256(v, _mm256_set1_epi8(15))}; }
+  ByteVec high_halves() const { return {_mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15))}; }
+};
+
 // acc + sum over 4 inputs of (w - 128) * a per lane; w as stored (plus 128), a: four int8 packed in `quad`.
 inline constexpr bool kDotIncludesOffset = false;
-inline IntVec dot4(IntVec acc, const uint8_t* w, int32_t quad) {
-  const __m256i weights = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)),
-                                           _mm256_set1_epi8(static_cast<char>(0x80)));
+inline IntVec dot4_q8(IntVec acc, ByteVec w, int32_t quad) {
+  const __m256i weights = _mm256_xor_si256(w.v, _mm256_set1_epi8(static_cast<char>(0x80)));
   const __m256i a = _mm256_set1_epi32(quad);
   // |w| <= 128 unsigned times sign(w) * a in [-127, 127]: pairs stay within int16.
   const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(a, weights));
+  return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+}
+
+// The same for w in 0..15 as it is: the caller starts acc at minus the zero point times sum(a).
+inline IntVec dot4_q4(IntVec acc, ByteVec w, int32_t quad) {
+  const __m256i pairs = _mm256_maddubs_epi16(w.v, _mm256_set1_epi32(quad));
   return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
 }
 

@@ -59,11 +59,21 @@ struct IntVec {
   Vec to_float() const { return {_mm512_cvtepi32_ps(v)}; }
 };
 
-// acc + sum over 4 inputs of w * a per lane, w as stored (the value plus 128): the caller starts acc at -128 * sum(a).
+// Four bytes (a quad of inputs) per lane.
+struct ByteVec {
+  __m512i v;
+  static ByteVec load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+  ByteVec low_halves() const { return {_mm512_and_si512(v, _mm512_set1_epi8(15))}; }
+  ByteVec high_halves() const { return {_mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15))}; }
+};
+
+// acc + sum over 4 inputs of w * a per lane, w as stored (with its zero point): the caller starts acc at minus the
+// zero point times sum(a).
 inline constexpr bool kDotIncludesOffset = true;
-inline IntVec dot4(IntVec acc, const uint8_t* w, int32_t quad) {
-  return {_mm512_dpbusd_epi32(acc.v, _mm512_loadu_si512(w), _mm512_set1_epi32(quad))};
+inline IntVec dot4_q8(IntVec acc, ByteVec w, int32_t quad) {
+  return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(quad))};
 }
+inline IntVec dot4_q4(IntVec acc, ByteVec w, int32_t quad) { return dot4_q8(acc, w, quad); }
 
 // Sixteen fp32 to int8, nearest even.
 inline void round_to_i8(Vec x, int8_t* out, int32_t& sum) {

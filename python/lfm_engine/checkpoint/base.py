@@ -35,11 +35,14 @@ class StoredTensor(NamedTuple):
     - ``"bfloat16"``: NumPy ``uint16`` bit patterns of the shape `shape`;
     - ``"q8_0"``: NumPy ``uint8`` ``[rows, cols / 32 * 34]``, GGUF's Q8_0 blocks: a float16 scale
       and 32 int8 values each, and `shape` is the logical ``(rows, cols)``.
+
+    `int8_at_least`: the values come from a type of more than 4 bits, which int4 would round again.
     """
 
     data: npt.NDArray[Any]
     dtype: str
     shape: tuple[int, ...]
+    int8_at_least: bool = False
 
     def to_float32(self) -> npt.NDArray[np.float32]:
         """The values as a float32 array of the shape `shape`; a new array unless it is float32."""

@@ -1,0 +1,218 @@
+#include "kernels/quant_linear.h"
+
+#include <atomic>
+#include <cstring>
+#include <new>
+
+#include "base/error.h"
+#include "kernels/panel_linear.h"
+#include "kernels/quantize.h"
+
+namespace lfm {
+namespace {
+
+enum class Format : uint8_t { q8, q4, q4_mins };
+
+constexpr std::string_view format_name(Format format) {
+  switch (format) {
+    case Format::q8: return "panels:q8";
+    case Format::q4: return "panels:q4";
+    case Format::q4_mins: return "panels:q4_mins";
+  }
+  return "?";
+}
+
+// What `parts`, stacked, are stored as: the smallest format that `type` allows and that rounds nothing twice.
+Format format_for(std::span<const TensorView> parts, ComputeType type) {
+  if (type == ComputeType::int8) return Format::q8;
+  Format format = Format::q4;
+  for (const TensorView& part : parts) {
+    if (part.dtype == DType::q8_0 || part.int8_at_least) return Format::q8;
+    if (part.dtype == DType::q4_1) format = Format::q4_mins;
+  }
+  return format;
+}
+
+class QuantLinear final : public Linear {
+ public:
+  QuantLinear(std::span<const TensorView> parts, Format format, const Kernels& kernels,
+              std::span<const float> importance)
+      : QuantLinear(parts[0].cols(), stacked_rows(parts), format, kernels) {
+    struct Memory {
+      Buffer<uint8_t> values;
+      Buffer<uint16_t> scales, mins;
+    };
+    const size_t scales = static_cast<size_t>(panels_ * groups_ * kPanel);
+    const auto memory = std::make_shared<Memory>(Memory{Buffer<uint8_t>(scales * static_cast<size_t>(group_bytes())),
+                                                        Buffer<uint16_t>(scales),
+                                                        Buffer<uint16_t>(format == Format::q4_mins ? scales : 0)});
+    // Padding rows have scales of zero; padding inputs meet activations of zero.
+    values_ = memory->values.data(), scales_ = memory->scales.data();
+    if (format == Format::q4_mins) mins_ = memory->mins.data();
+    owner_ = memory;
+    std::atomic<const TensorView*> bad{nullptr};
+    int64_t first = 0;
+    for (const TensorView& part : parts) {
+      parallel_ranges(part.rows(), 1, [&](int64_t begin, int64_t end) {
+        const std::unique_ptr<float[]> row(new (std::nothrow) float[static_cast<size_t>(groups_ * kGroup)]());
+        for (int64_t r = begin; r < end; ++r) {
+          const bool ok = row != nullptr && pack_row(part, r, first + r, row.get(), importance, memory->values.data(),
+                                                     memory->scales.data(), memory->mins.data());
+          if (!ok) bad.store(&part);
+        }
+      });
+      first += part.rows();
+    }
+    if (const TensorView* tensor = bad.load()) {
+      throw std::invalid_argument(not_finite_message(tensor->name) + " or values too large for groups of integers");
+    }
+  }
+
+  QuantLinear(const PackedWeights& weights, Format format, const Kernels& kernels)
+      : QuantLinear(weights.in_features, weights.out_features, format, kernels) {
+    check(weights.parts.size() == sizes().size(), "packed weights of ", weights.parts.size(), " parts instead of ",
+          sizes().size());
+    for (size_t i = 0; i < weights.parts.size(); ++i) {
+      check(weights.parts[i].size() == sizes()[i], "packed weights have ", weights.parts[i].size(),
+            " bytes instead of ", sizes()[i]);
+      check(reinterpret_cast<uintptr_t>(weights.parts[i].data()) % 64 == 0, "packed weights are not aligned");
+    }
+    values_ = reinterpret_cast<const uint8_t*>(weights.parts[0].data());
+    scales_ = reinterpret_cast<const uint16_t*>(weights.parts[1].data());
+    if (format == Format::q4_mins) mins_ = reinterpret_cast<const uint16_t*>(weights.parts[2].data());
+    owner_ = weights.owner;
+  }
+
+  void weight_row(int64_t n, float* out) const override {
+    for (int64_t g = 0; g < groups_; ++g) {
+      const int64_t block = n / kPanel * groups_ + g, lane = block * kPanel + n % kPanel;
+      const float scale = f16_to_f32(scales_[lane]), min = mins_ != nullptr ? f16_to_f32(mins_[lane]) : 0.0f;
+      const int zero = format_ == Format::q8 ? 128 : format_ == Format::q4 ? 8 : 0;
+      for (int64_t i = 0; i < std::min(kGroup, in_features() - g * kGroup); ++i) {
+        out[g * kGroup + i] = scale * static_cast<float>(value(block, n % kPanel, i) - zero) + min;
+      }
+    }
+  }
+  size_t nbytes() const override {
+    size_t total = 0;
+    for (const size_t size : sizes()) total += size;
+    return total;
+  }
+  std::string_view implementation() const override { return format_name(format_); }
+  std::optional<PackedWeights> packed() const override {
+    const void* data[] = {values_, scales_, mins_};
+    PackedWeights weights = {std::string(implementation()), in_features(), out_features(), {}, owner_};
+    for (size_t i = 0; i < sizes().size(); ++i) {
+      weights.parts.push_back({static_cast<const std::byte*>(data[i]), sizes()[i]});
+    }
+    return weights;
+  }
+
+ protected:
+  void multiply(const float* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const override {
+    const int64_t k = in_features(), n = out_features(), padded = groups_ * kGroup;
+    // [rows, padded] int8, then [groups, rows] scales and sums.
+    std::byte* base = scratch.activations.ensure(static_cast<size_t>(rows * (padded + groups_ * 8)));
+    auto* values = reinterpret_cast<int8_t*>(base);
+    auto* scales = reinterpret_cast<float*>(base + rows * padded);
+    auto* sums = reinterpret_cast<int32_t*>(scales + rows * groups_);
+    const int32_t factor = format_ == Format::q8 ? kQ8SumFactor : format_ == Format::q4 ? kQ4SumFactor : kMinsSumFactor;
+    parallel_for(rows, [&](int64_t m) {
+      kernels_.quantize_q8(x + m * k, k, factor, values + m * padded, scales + m, sums + m, rows);
+    });
+    const auto gemm = format_ == Format::q8 ? kernels_.gemm_q8 : kernels_.gemm_q4;
+    for_panel_tasks(rows, panels_, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
+      const Q8Rows q = {values + row * padded, scales + row, sums + row, rows};
+      const int64_t lane = panel * groups_ * kPanel;
+      const QuantPanels w = {values_ + lane * group_bytes(), scales_ + lane, mins_ != nullptr ? mins_ + lane : nullptr};
+      gemm(q, count, groups_, w, std::min(panels * kPanel, n - panel * kPanel), y + row * n + panel * kPanel, n,
+           accumulate);
+    });
+  }
+
+ private:
+  QuantLinear(int64_t in_features, int64_t out_features, Format format, const Kernels& kernels)
+      : Linear(in_features, out_features),
+        kernels_(kernels),
+        format_(format),
+        panels_((out_features + kPanel - 1) / kPanel),
+        groups_((in_features + kGroup - 1) / kGroup) {}
+
+  int64_t group_bytes() const { return format_ == Format::q8 ? kGroup : kGroup / 2; }  // of one row
+  std::vector<size_t> sizes() const {
+    const auto lanes = static_cast<size_t>(panels_ * groups_ * kPanel);
+    std::vector<size_t> all = {lanes * static_cast<size_t>(group_bytes()), lanes * sizeof(uint16_t)};
+    if (format_ == Format::q4_mins) all.push_back(lanes * sizeof(uint16_t));
+    return all;
+  }
+
+  // Where the value of input i of a group lies; see QuantPanels.
+  int64_t byte_of(int64_t block, int64_t lane, int64_t i) const {
+    const int64_t quad = format_ == Format::q8 ? i / 4 : i / 8;
+    return block * kPanel * group_bytes() + (quad * kPanel + lane) * 4 + i % 4;
+  }
+  int value(int64_t block, int64_t lane, int64_t i) const {
+    const int byte = values_[byte_of(block, lane, i)];
+    if (format_ == Format::q8) return byte;
+    return i % 8 < 4 ? byte & 15 : byte >> 4;
+  }
+
+  bool pack_row(const TensorView& part, int64_t r, int64_t n, float* row, std::span<const float> importance,
+                uint8_t* values, uint16_t* scales, uint16_t* mins) const {
+    const DType exact = format_ == Format::q8 ? DType::q8_0 : format_ == Format::q4 ? DType::q4_0 : DType::q4_1;
+    const bool copied = part.dtype == exact || (part.dtype == DType::q4_0 && format_ != Format::q4_mins);
+    if (!copied && !read_row(part, r, row)) return false;
+    for (int64_t g = 0; g < groups_; ++g) {
+      QuantBlock q;
+      if (copied) {
+        q = read_block(part, r, g);
+      } else if (format_ == Format::q8) {
+        q = quantize_q8_block(row + g * kGroup);
+      } else {
+        q = quantize_q4_block(row + g * kGroup, importance.empty() ? nullptr : importance.data() + g * kGroup,
+                              std::min(kGroup, in_features() - g * kGroup));
+      }
+      if (!is_finite_f16(q.scale) || !is_finite_f16(q.min)) return false;
+      const int64_t block = n / kPanel * groups_ + g, lane = n % kPanel;
+      int zero = format_ == Format::q8 ? 128 : 8;
+      if (format_ == Format::q4_mins) {
+        zero = part.dtype == DType::q4_1 ? 0 : 8;
+        if (zero != 0) q.min = f32_to_f16(-8.0f * f16_to_f32(q.scale));  // exact but for subnormal scales
+        mins[block * kPanel + lane] = q.min;
+      }
+      scales[block * kPanel + lane] = q.scale;
+      for (int64_t i = 0; i < kGroup; ++i) {
+        uint8_t& byte = values[byte_of(block, lane, i)];
+        const int stored = q.q[i] + zero;
+        byte = static_cast<uint8_t>(format_ == Format::q8 ? stored : byte | (i % 8 < 4 ? stored : stored << 4));
+      }
+    }
+    return true;
+  }
+
+  const Kernels& kernels_;
+  Format format_;
+  int64_t panels_, groups_;
+  const uint8_t* values_ = nullptr;
+  const uint16_t* scales_ = nullptr;
+  const uint16_t* mins_ = nullptr;
+  std::shared_ptr<const void> owner_;
+};
+
+}  // namespace
+
+std::unique_ptr<Linear> make_quant_linear(std::span<const TensorView> parts, ComputeType type, const Kernels& kernels,
+                                          std::span<const float> importance) {
+  check(importance.empty() || static_cast<int64_t>(importance.size()) == parts[0].cols(), "importance of tensor '",
+        parts[0].name, "' has ", importance.size(), " values, expected ", parts[0].cols());
+  return std::make_unique<QuantLinear>(parts, format_for(parts, type), kernels, importance);
+}
+
+std::unique_ptr<Linear> make_quant_linear(const PackedWeights& weights, const Kernels& kernels) {
+  for (const Format format : {Format::q8, Format::q4, Format::q4_mins}) {
+    if (weights.implementation == format_name(format)) return std::make_unique<QuantLinear>(weights, format, kernels);
+  }
+  throw std::invalid_argument(concat("packed weights of the unknown layout '", weights.implementation, "'"));
+}
+
+}  // namespace lfm
