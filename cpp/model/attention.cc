@@ -128,8 +128,7 @@ void attention_block(const LayerContext& ctx, const LayerWeights& layer, int64_t
   const AttentionWeights& w = *layer.attention;
   Workspace& ws = ctx.ws;
   const Shape s(ctx.config, ctx.segments[0].state->layout(), attention_layer);
-  rms_norm_rows(ctx, ws.hidden.data(), layer.operator_norm, ws.normed.data());
-  w.qkv_proj->forward(ws.normed.data(), ctx.tokens, ws.projected.data(), false, ws.linear);
+  norm_forward(ctx, layer.operator_norm, *w.qkv_proj, ws.projected.data());
   rotate_and_store(ctx, w, s);
 
   std::vector<Tile> tiles, merges;  // merges: tiles whose splits were computed by several tasks

@@ -11,7 +11,6 @@ namespace lfm {
 
 struct Workspace {
   Buffer<float> hidden;       // [tokens, hidden]: the residual stream h
-  Buffer<float> normed;       // [tokens, hidden]
   Buffer<float> projected;    // [tokens, widest fused projection]: B C x, q k v, or w1 w3
   Buffer<float> mixed;        // [tokens, widest input of an output projection]
   Buffer<float> rope;         // [tokens, head_dim]: cos, then sin, of each token's position
@@ -24,9 +23,8 @@ struct Workspace {
   void ensure(const ModelConfig& c, int64_t tokens) {
     const auto n = static_cast<size_t>(tokens);
     hidden.ensure(n * c.hidden_size);
-    normed.ensure(n * c.hidden_size);
     projected.ensure(n * std::max({3 * c.hidden_size, c.query_width() + 2 * c.kv_width(), 2 * c.intermediate_size}));
-    mixed.ensure(n * std::max({c.hidden_size, c.query_width(), c.intermediate_size}));
+    mixed.ensure(n * std::max(c.hidden_size, c.query_width()));
     rope.ensure(n * c.head_dim);
   }
 };

@@ -56,7 +56,7 @@ class Model:
         num_threads: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None:
         """
-        config: checkpoint.ModelConfig; checkpoint: tensor(name, shape) and release(name); dtype: 'float32', 'bfloat16' or 'int8'; num_threads: 0 takes the physical cores that this process may use.
+        config: checkpoint.ModelConfig; checkpoint: tensor(name, shape) and release(name); dtype: 'float32', 'bfloat16', 'int8' or 'int4'; num_threads: 0 takes the physical cores that this process may use.
         """
     def forward(
         self,
