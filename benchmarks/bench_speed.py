@@ -146,7 +146,7 @@ class Lock:
     measure on this machine get their turn, and never at the same time.
     """
 
-    SLICE = 75.0
+    SLICE = 100.0
 
     def __init__(self, path: Path | None) -> None:
         self._file = path.open("a") if path else None
@@ -243,14 +243,16 @@ class Bench:
                         workers[candidate] = stack.enter_context(self._start(candidate, threads))
                 except RuntimeError as error:
                     print(f"skipped: {candidate.name} ({error})")
-            results: list[Result] = []
+            engines = [
+                {"name": c.name, "weights": c.weights, "kv_dtype": c.kv_dtype, **w.loaded}
+                for c, w in workers.items()
+            ]
+            group: dict[str, Any] = {"threads": threads, "engines": engines, "results": []}
             for task in tasks:
-                results += self._task(task, machine, workers)
-        engines = [
-            {"name": c.name, "weights": c.weights, "kv_dtype": c.kv_dtype, **w.loaded}
-            for c, w in workers.items()
-        ]
-        return {"threads": threads, "engines": engines, "results": results}
+                results = self._task(task, machine, workers)
+                print(speed_tables(self.model, {**group, "results": results}), flush=True)
+                group["results"] += results
+        return group
 
     def _task(self, task: Task, machine: Worker, workers: dict[Candidate, Worker]) -> list[Result]:
         rounds, new = self._options.rounds, self._options.new
@@ -280,6 +282,7 @@ class Bench:
                 taking[candidate].add(answer, limits)
         for candidate in taking:
             workers[candidate].ask("drop")
+        self._lock.release()
         return list(taking.values())
 
     def loads(self, threads: int, found: list[Candidate]) -> list[dict[str, Any]]:
@@ -368,7 +371,6 @@ def main() -> int:
     threads = [int(text) for text in options.threads.split(",")]
     for count in threads:
         group = bench.speed(count, found, options.tasks)
-        print(speed_tables(bench.model, group))
         report["groups"].append({**group, "results": [asdict(r) for r in group["results"]]})
         print(bars(bench.model, group))
         _write(options.json, report)
