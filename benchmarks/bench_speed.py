@@ -26,13 +26,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import json
 import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,6 +40,7 @@ from bench_report import Model, Result, bars, load_table, speed_tables
 from bench_worker import Spec
 from lfm_engine import _core
 from lfm_engine.checkpoint import open_checkpoint
+from machine_lock import MachineLock
 
 WORKER = Path(__file__).with_name("bench_worker.py")
 FULL = "prefill:128,prefill:512,prefill:4096,decode:128,decode:4096,decode:32000"
@@ -139,36 +138,6 @@ def start(spec: Spec, interpreter: str) -> Iterator[Worker]:
         process.wait()
 
 
-class Lock:
-    """A lock file (as flock(1)'s) that is held while measuring; None: nothing is locked.
-
-    It is given back between two measurements once it was held for SLICE seconds: others who
-    measure on this machine get their turn, and never at the same time.
-    """
-
-    SLICE = 100.0
-
-    def __init__(self, path: Path | None) -> None:
-        self._file = path.open("a") if path else None
-        self._since: float | None = None
-
-    def __enter__(self) -> None:
-        if self._file and self._since is None:
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-            self._since = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        if self._since is not None and time.monotonic() - self._since > self.SLICE:
-            self.release()
-
-    def release(self) -> None:
-        """Give it back now."""
-        if self._file and self._since is not None:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
-            self._since = None
-            time.sleep(0.1)  # or the next __enter__ may overtake those who wait
-
-
 def candidates(folder: Path, dtypes: list[str], engines: list[str]) -> list[Candidate]:
     """All that could run."""
     weights = folder / "model.safetensors"
@@ -212,7 +181,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
         self._folder: Path = options.folder
-        self._lock = Lock(options.lock)
+        self._lock = MachineLock(options.lock)
         self._python: dict[str, str] = dict(pair.split("=", 1) for pair in options.python)
         with open_checkpoint(self._folder) as checkpoint:
             self.model = Model.from_config(checkpoint.config)

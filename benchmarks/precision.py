@@ -35,6 +35,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from lfm_engine import AutoModelForCausalLM, AutoTokenizer
+from machine_lock import MachineLock
 from make_model import quantize_gguf
 from parity import engine_greedy, load_transformers, log_softmax, transformers_logits
 from parity_prompts import CHATS
@@ -176,30 +177,36 @@ def make_files(source: Path, work: Path) -> dict[str, Path]:
 
 
 def all_divergences(
-    files: dict[str, Path], windows: list[list[int]], work: Path, threads: int | None
+    files: dict[str, Path],
+    windows: list[list[int]],
+    work: Path,
+    threads: int | None,
+    lock: MachineLock,
 ) -> Iterator[Divergence]:
     """One model is in memory at a time; the reference's logits are in a file."""
-    oracle = load_transformers(files["F32"], "float32", threads)
-    vocabulary = oracle.config.vocab_size
-    shape = (len(windows), WINDOW, vocabulary)
     path = work / "reference.f32"
-    references: Floats = np.memmap(path, np.float32, "w+", shape=shape)
-    for index, window in enumerate(tqdm(windows, "transformers float32", disable=None)):
-        references[index] = transformers_logits(oracle, window)
-    del oracle
-    gc.collect()
+    with lock:
+        oracle = load_transformers(files["F32"], "float32", threads)
+        shape = (len(windows), WINDOW, oracle.config.vocab_size)
+        references: Floats = np.memmap(path, np.float32, "w+", shape=shape)
+        for index, window in enumerate(tqdm(windows, "transformers float32", disable=None)):
+            references[index] = transformers_logits(oracle, window)
+        del oracle
+        gc.collect()
     try:
         for dtype, kv_dtype in OURS:
-            model = engine(files["F32"], dtype, kv_dtype, threads)
-            if model is None:
-                continue
-            name = f"lfm-engine {dtype}" + (f", kv {kv_dtype}" if kv_dtype else "")
-            yield measure(name, partial(engine_logits, model), windows, references)
-            del model
+            with lock:
+                model = engine(files["F32"], dtype, kv_dtype, threads)
+                if model is None:
+                    continue
+                name = f"lfm-engine {dtype}" + (f", kv {kv_dtype}" if kv_dtype else "")
+                yield measure(name, partial(engine_logits, model), windows, references)
+                del model
         for kind in PEERS:
-            peer = LlamaCpp(files[kind], threads)
-            yield measure(f"llama.cpp {kind}", peer.logits, windows, references)
-            peer.close()
+            with lock:
+                peer = LlamaCpp(files[kind], threads)
+                yield measure(f"llama.cpp {kind}", peer.logits, windows, references)
+                peer.close()
     finally:
         path.unlink()
 
@@ -270,16 +277,19 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=4096, help="at least; whole windows")
     parser.add_argument("--new", type=int, default=64, help="tokens of a greedy answer, at most")
     parser.add_argument("--threads", type=int, help="default: each engine's own")
+    parser.add_argument("--lock", type=Path, help="hold this lock file while computing")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
     options = parser.parse_args()
-    files = make_files(options.model, options.work)
+    lock = MachineLock(options.lock)
+    with lock:
+        files = make_files(options.model, options.work)
     text = options.text.read_text(encoding="utf-8") if options.text else default_text()
     ids = AutoTokenizer.from_pretrained(options.model).encode(text)
     count = -(-options.tokens // WINDOW)
     if len(ids) < count * WINDOW:
         parser.error(f"the text has {len(ids)} tokens, {count * WINDOW} are needed")
     windows = [list(ids[i * WINDOW : (i + 1) * WINDOW]) for i in range(count)]
-    found = list(all_divergences(files, windows, options.work, options.threads))
+    found = list(all_divergences(files, windows, options.work, options.threads, lock))
     header = ["", "mean KL", "std. error", "99%", "max", "same best"]
     title = f"{options.model.stem}: {count * WINDOW} tokens against transformers float32"
     print(format_table(title, header, [divergence.row() for divergence in found]))
@@ -294,7 +304,9 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps(means, indent=1) + "\n")
     for dtype in ("auto", "int4"):
-        good &= check_greedy(files["Q4_0"], dtype, options.new, options.threads)
+        with lock:
+            good &= check_greedy(files["Q4_0"], dtype, options.new, options.threads)
+    lock.release()
     return 0 if good else 1
 
 
