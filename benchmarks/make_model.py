@@ -46,6 +46,7 @@ TOKENIZER = ROOT.parent / "shared" / "data" / "lfm2_tokenizer"
 ATTENTION_LAYERS = (2, 5, 8, 10, 12, 14)
 QUANTIZED = ("Q4_0", "Q4_K_M")  # by llama.cpp's quantizer
 PEER_TYPES = ("BF16", "Q8_0", *QUANTIZED)
+_CALLBACKS: list[Any] = []  # given to C, so never freed
 CHUNK_ROWS = 4096  # rows of a matrix in memory at once
 
 # config.json as the published checkpoints spell it.
@@ -174,8 +175,8 @@ def quantize_gguf(source: Path, out: Path, kind: str, program: str = "llama-quan
     if find_spec("llama_cpp"):
         import llama_cpp
 
-        quiet = llama_cpp.llama_log_callback(lambda *_: None)
-        llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+        _CALLBACKS.append(llama_cpp.llama_log_callback(lambda *_: None))
+        llama_cpp.llama_log_set(_CALLBACKS[-1], ctypes.c_void_p(0))
         options = llama_cpp.llama_model_quantize_default_params()
         types = {"F32": "ALL_F32"}
         options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_{types.get(kind, 'MOSTLY_' + kind)}")
