@@ -5,6 +5,7 @@ from .generation import GenerationConfig
 from .model import AutoModelForCausalLM, CausalLM, CausalLMOutput, GenerateOutput
 from .streamers import BaseStreamer, TextIteratorStreamer, TextStreamer
 from .tokenizer import AutoTokenizer
+from .tool_calls import ToolCallError, parse_tool_calls, render_tool_calls, split_tool_calls
 
 __all__ = [
     "AutoModelForCausalLM",
@@ -16,5 +17,9 @@ __all__ = [
     "GenerationConfig",
     "TextIteratorStreamer",
     "TextStreamer",
+    "ToolCallError",
     "__version__",
+    "parse_tool_calls",
+    "render_tool_calls",
+    "split_tool_calls",
 ]
