@@ -1,6 +1,8 @@
 """lfm-engine: native inference for Liquid AI's LFM2 family of hybrid language models."""
 
 from ._core import __version__
+from .chat import ChatOutput, ToolRun
+from .constraint import Constraint
 from .generation import GenerationConfig
 from .model import AutoModelForCausalLM, CausalLM, CausalLMOutput, GenerateOutput
 from .streamers import BaseStreamer, TextIteratorStreamer, TextStreamer
@@ -13,11 +15,14 @@ __all__ = [
     "BaseStreamer",
     "CausalLM",
     "CausalLMOutput",
+    "ChatOutput",
+    "Constraint",
     "GenerateOutput",
     "GenerationConfig",
     "TextIteratorStreamer",
     "TextStreamer",
     "ToolCallError",
+    "ToolRun",
     "__version__",
     "parse_tool_calls",
     "render_tool_calls",
