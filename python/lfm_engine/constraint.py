@@ -223,14 +223,15 @@ def compile_grammar(
         text = json.dumps({"grammars": list(grammars)})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{what} is not JSON: {error}") from None
-    matcher = llguidance.LLMatcher(ll_tokenizer, text, log_level=0)
+    limits = llguidance.LLParserLimits(verbose_errors=False)
+    matcher = llguidance.LLMatcher(ll_tokenizer, text, log_level=0, limits=limits)
     if matcher.is_error():
         raise ValueError(f"{what}: {_one_line(matcher.get_error())}")
     constraint = GrammarConstraint(matcher, size, end, eos_ids)
     try:
         constraint.copy().allowed()
-    except RuntimeError as error:
-        raise ValueError(f"{what} allows nothing: {error}") from None
+    except RuntimeError:
+        raise ValueError(f"{what} allows nothing") from None
     return constraint
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 import llguidance
 
 from .constraint import Constraint, PrefixConstraint, compile_grammar
 from .inputs import Prompts
+from .json_schema import close_objects, has_finite_value
 
 _KEYS = {
     "text": set(),
@@ -23,23 +23,6 @@ _KEYS = {
 # As json.dumps writes it: the text between values is certain, and a weak model cannot get lost
 # in endless spaces.
 _ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-
-# Keywords that combine schemas, so that closing an object could contradict another part.
-_COMBINING = {"allOf", "anyOf", "oneOf", "not", "if", "$ref", "$dynamicRef", "dependentSchemas"}
-_OPENING = {
-    "additionalProperties",
-    "patternProperties",
-    "unevaluatedProperties",
-    "propertyNames",
-    "minProperties",
-}
-# Keywords whose values hold schemas by name, and those that hold no schemas.
-_MAPS = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
-_DATA = {"const", "enum", "default", "examples", "required", "type"}
-_ANNOTATIONS = {
-    *("title", "description", "default", "examples", "$defs", "definitions"),
-    *("$comment", "$schema", "$id"),
-}
 
 
 def make_constraints(
@@ -160,6 +143,8 @@ def _json_grammar(schema: Any, whitespace: Any) -> dict[str, Any]:
         raise ValueError(f"response_format: the schema is not JSON: {error}") from None
     if schema is True:
         schema = {}
+    if not has_finite_value(schema):
+        raise ValueError("response_format: the schema refers to itself without end")
     if isinstance(schema, dict):
         schema = close_objects(schema)
         layout = _ONE_LINE if whitespace == "one line" else {}
@@ -174,55 +159,3 @@ def _choices(choice: Any) -> str:
         if not isinstance(entry, str) or not entry:
             raise ValueError(f"response_format: choice holds {entry!r}, not a non-empty string")
     return " | ".join(json.dumps(entry, ensure_ascii=False) for entry in dict.fromkeys(choice))
-
-
-def close_objects(schema: dict[str, Any]) -> dict[str, Any]:
-    """Leave properties out that an object does not name, unless its schema speaks of them.
-
-    JSON Schema allows any other property by default, and a model would be free to invent some. What
-    fits the closed schema fits the given one. Where schemas are combined (`allOf`, `oneOf`, or
-    `$ref` and `anyOf` beside properties) they stay as they are: closed parts could contradict each
-    other, or differ where the open ones overlap.
-    """
-    schema = deepcopy(schema)
-    if not _combines_objects(schema):
-        _close(schema)
-    return schema
-
-
-def _combines_objects(schema: Any) -> bool:
-    if not isinstance(schema, dict):
-        return False
-    combining = _COMBINING.intersection(schema)
-    beside = schema.keys() - _ANNOTATIONS - combining
-    if combining - {"anyOf", "$ref"} or len(combining) > 1 or (combining and beside):
-        return True
-    return any(_combines_objects(entry) for entry in _subschemas(schema))
-
-
-def _subschemas(schema: dict[str, Any]) -> list[Any]:
-    """The schemas directly inside one."""
-    found: list[Any] = []
-    for keyword, value in schema.items():
-        if keyword in _DATA:
-            continue
-        if keyword in _MAPS and isinstance(value, dict):
-            found += value.values()
-        elif isinstance(value, list):
-            found += value
-        else:
-            found.append(value)
-    return found
-
-
-def _close(schema: Any) -> None:
-    if not isinstance(schema, dict):
-        return
-    for entry in _subschemas(schema):
-        _close(entry)
-    names = schema.get("properties")
-    if not isinstance(names, dict) or not names or _OPENING.intersection(schema):
-        return
-    required = schema.get("required", [])
-    if isinstance(required, list) and all(name in list(names) for name in required):
-        schema["additionalProperties"] = False

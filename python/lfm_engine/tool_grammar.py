@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .json_schema import has_finite_value, resolve_pointer
 from .literals import render_literal
 from .tool_calls import is_function_name, render_name
 
@@ -107,6 +108,8 @@ class _Builder:
         schema = self._resolved(dict(parameters))
         if schema.get("type", "object") != "object":
             raise self._error("parameters must have type 'object'")
+        if not has_finite_value(parameters):
+            raise self._error("the schema refers to itself without end")
         self._check_keywords({**schema, "type": "object"}, "object")
         # Arguments that the schema only permits are left out.
         entries = self._entries(schema, render_name)
@@ -192,15 +195,10 @@ class _Builder:
         return known
 
     def _target(self, reference: Any) -> Any:
-        if not isinstance(reference, str) or not reference.startswith("#"):
-            raise self._error(f"$ref must point into the schema (#/...), not {reference!r}")
-        node = self._root
-        for part in reference[1:].split("/")[1:]:
-            part = part.replace("~1", "/").replace("~0", "~")
-            if not isinstance(node, Mapping) or part not in node:
-                raise self._error(f"$ref {reference!r} points nowhere")
-            node = node[part]
-        return node
+        try:
+            return resolve_pointer(self._root, reference)
+        except ValueError as error:
+            raise self._error(str(error)) from None
 
     def _resolved(self, schema: Mapping[str, Any]) -> Mapping[str, Any]:
         for _ in range(16):
