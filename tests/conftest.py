@@ -28,6 +28,7 @@ import golden_models
 from lfm_engine import AutoModelForCausalLM, _core
 """
 LONG_CONTEXT = 2_000_000
+CHAT_CONTEXT = 20_000
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -79,7 +80,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> CausalLM:
         tmp_path_factory.mktemp("chat") / "model",
         vocab_size=300,
         eos_token_id=2,
-        max_position_embeddings=4000,
+        max_position_embeddings=CHAT_CONTEXT,
     )
     return AutoModelForCausalLM.from_pretrained(folder, dtype="float32", num_threads=1)
 

@@ -78,7 +78,9 @@ def _ends(schema: Any, ending: Set[str]) -> bool:
         return False
     for keyword, enough in (("anyOf", any), ("oneOf", any), ("allOf", all)):
         branches = schema.get(keyword)
-        if isinstance(branches, list) and not enough(_ends(entry, ending) for entry in branches):
+        if not isinstance(branches, list) or not branches:
+            continue
+        if not enough(_ends(entry, ending) for entry in branches):
             return False
     types = schema.get("type", "any")
     names = set(types if isinstance(types, list) else [types])
