@@ -39,8 +39,8 @@ def test_auto_is_free_text_until_a_call(chat_model: CausalLM, chat_tokenizer: To
         for call in found.tool_calls:
             jsonschema.validate(call["arguments"], schemas[call["name"]])
         if found.finish_reason == "tool_calls":
-            assert raw.count(END) == raw.count(START) > 0
-            assert START not in found.text
+            assert raw.count(END) >= raw.count(START) > 0
+            assert not any(token in found.text for token in (START, END, "<im>", "<pad>"))
         if START not in raw:
             # What constrains nothing changes nothing.
             ids = chat_tokenizer.apply_chat_template(

@@ -306,7 +306,7 @@ class _AnswerReader:
             if START not in raw and not all(_fits(call, self.functions) for call in calls):
                 calls = []
             elif calls or START in raw:
-                text = around
+                text = around if not calls else self._without_special_tokens(around, ids)
         message: dict[str, Any] = {"role": "assistant", "content": raw}
         if calls and self.native:
             message["content"] = text
@@ -316,6 +316,11 @@ class _AnswerReader:
             ]
         reason = "tool_calls" if calls and finish == "stop" else finish
         return ChatOutput(text, calls, reason, usage, message)
+
+    def _without_special_tokens(self, text: str, ids: list[int]) -> str:
+        for token in set(ids).intersection(self.tokenizer.all_special_ids):
+            text = text.replace(str(self.tokenizer.convert_ids_to_tokens(token)), "")
+        return text
 
 
 def _fits(call: ToolCall, functions: FunctionSchemas) -> bool:
