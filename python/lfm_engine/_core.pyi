@@ -121,7 +121,19 @@ class Scheduler:
         """
         Adds a request and returns its id.
         """
+    def append(
+        self, request: typing.SupportsInt | typing.SupportsIndex, token_ids: numpy.ndarray
+    ) -> list[tuple[int, int, str]]:
+        """
+        Appends tokens [n] that need no sampling: they count as generated and are computed with the next step. Returns one event, as from step(), for each token taken: none after the one that ends the request.
+        """
     def cancel(self, request: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def set_mask(
+        self, request: typing.SupportsInt | typing.SupportsIndex, mask: numpy.ndarray | None
+    ) -> None:
+        """
+        Only tokens whose bit is set can be sampled from now on; None: any. uint32 [ceil(vocab / 32)], low bit first; not copied, read at each step.
+        """
     def step(self) -> list[tuple[int, int, str]]:
         """
         One forward pass; returns (request, token, finish) with finish '', 'stop', 'length' or 'error: ...' (token -1).
