@@ -15,6 +15,8 @@ namespace {
 // clang-format off: each needs the ones before it
 #include "kernels/cpu/vec_avx512.h"
 #include "kernels/cpu/lanes.h"
+#include "kernels/cpu/vec_math.h"
+#include "kernels/cpu/attention_kernels.h"
 #include "kernels/cpu/simd_kernels.h"
 #include "kernels/cpu/blocked_kernels.h"
 // clang-format on
