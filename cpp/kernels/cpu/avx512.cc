@@ -1,6 +1,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -16,6 +17,7 @@ namespace {
 #include "kernels/cpu/vec_avx512.h"
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/vec_math.h"
+#include "kernels/cpu/attention_avx512.h"
 #include "kernels/cpu/attention_kernels.h"
 #include "kernels/cpu/simd_kernels.h"
 #include "kernels/cpu/blocked_kernels.h"
