@@ -79,8 +79,8 @@ double time_attention(const SequenceState& state, const Kernels& kernels, int64_
   for (int run = 0; run <= runs; ++run) {
     const double start = seconds();
     for (int64_t layer = 0; layer < layout.attention_layers; ++layer) {
-      parallel_for_dynamic(layout.kv_heads * tiles * splits, [&](int64_t i) {
-        const int64_t head = i / (tiles * splits), t = i / splits % tiles, split = i % splits;
+      parallel_for_dynamic(layout.kv_heads * tiles * splits, splits > 1 ? 4 : 1, [&](int64_t i) {
+        const int64_t head = splits > 1 ? i % layout.kv_heads : i / tiles, t = splits > 1 ? 0 : i % tiles, split = i / layout.kv_heads;
         const int64_t token = t * tile_tokens, count = std::min(tile_tokens, queries - token);
         AttentionTile tile = {&q[static_cast<size_t>((token * layout.kv_heads + head) * group * hd)],
                               layout.kv_heads * group * hd,
@@ -91,12 +91,17 @@ double time_attention(const SequenceState& state, const Kernels& kernels, int64_
                               state.pages(),
                               layout.k_offset(layer, head),
                               layout.v_offset(layer, head),
-                              0};
+                              0,
+                              nullptr};
         std::byte* own = scratch.data() + thread_id() * scratch_bytes;
         const AttentionPartial total = partial(thread_id() * 2), next = partial(thread_id() * 2 + 1);
         const auto attention = kernels.attention[static_cast<int>(layout.kv_type)];
         if (splits > 1) {
           tile.block = split;
+          const int64_t after = i + 1;
+          if (after < layout.kv_heads * splits) {
+            tile.next = state.page(after / layout.kv_heads * 8) + layout.k_offset(layer, after % layout.kv_heads);
+          }
           attention(tile, partial(threads * 2 + head * splits + split), own);
           return;
         }

@@ -43,6 +43,7 @@ struct AttentionTile {
   const std::byte* const* pages;     // all pages of the sequence
   size_t k_offset, v_offset;         // bytes of this layer's and head's K and V inside a page
   int64_t block;                     // positions [block, block + 1) * kAttentionBlock
+  const std::byte* next;             // K of the page that this thread reads next, for the cache, or null
 };
 
 // Softmax state of each row over some positions: the output is acc / sum.

@@ -42,31 +42,47 @@ struct Shape {
   int64_t task_bytes;  // two softmax states and the kernel's scratch
 };
 
-// Tasks in an order that lets neighbours share K and V: head by head. The blocks of positions are the same for every
-// cut into segments and tiles, so that a token's output has the same bits in a long prefill, in a chunk and in decoding.
+int64_t blocks_for(int64_t keys) { return (keys + kAttentionBlock - 1) / kAttentionBlock; }
+
+// Few tokens: every block is a task, in the order of memory.
+void plan_split(const Shape& s, const Segment& segment, int64_t index, AttentionPlan& plan) {
+  for (int64_t token = 0; token < segment.count; token += s.tile_tokens) {
+    const int64_t count = std::min(s.tile_tokens, segment.count - token);
+    const int64_t blocks = blocks_for(segment.state->length() + token + count);
+    for (int64_t block = 0; block < blocks; ++block) {
+      for (int64_t head = 0; head < s.kv_heads; ++head) {
+        plan.tasks.push_back({index, head, token, count, block, block + 1, plan.partials + head * blocks + block});
+      }
+    }
+    for (int64_t head = 0; head < s.kv_heads; ++head) {
+      plan.merges.push_back({index, head, token, count, 0, blocks, plan.partials + head * blocks});
+    }
+    plan.partials += s.kv_heads * blocks;
+  }
+}
+
+// Many tokens: every tile is a task, head by head, so that neighbours share K and V.
+void plan_tiles(const Shape& s, const Segment& segment, int64_t index, AttentionPlan& plan) {
+  for (int64_t head = 0; head < s.kv_heads; ++head) {
+    for (int64_t token = 0; token < segment.count; token += s.tile_tokens) {
+      const int64_t count = std::min(s.tile_tokens, segment.count - token);
+      const int64_t blocks = blocks_for(segment.state->length() + token + count);
+      plan.tasks.push_back({index, head, token, count, 0, blocks, -1});
+    }
+  }
+}
+
+// The blocks of positions are the same however tokens are cut into segments and tiles, so that a token's output has the
+// same bits in a long prefill, in a chunk and in decoding.
 void make_plan(const LayerContext& ctx, const Shape& s, AttentionPlan& plan) {
   plan.tasks.clear();
   plan.merges.clear();
   plan.partials = 0;
   for (size_t i = 0; i < ctx.segments.size(); ++i) {
     const Segment& segment = ctx.segments[i];
-    for (int64_t head = 0; head < s.kv_heads; ++head) {
-      for (int64_t token = 0; token < segment.count; token += s.tile_tokens) {
-        const int64_t count = std::min(s.tile_tokens, segment.count - token);
-        const int64_t keys = segment.state->length() + token + count;
-        const int64_t blocks = (keys + kAttentionBlock - 1) / kAttentionBlock;
-        const AttentionTask whole = {static_cast<int64_t>(i), head, token, count, 0, blocks, -1};
-        if (segment.count > kSplitQueries || blocks == 1) {
-          plan.tasks.push_back(whole);
-          continue;
-        }
-        plan.merges.push_back(whole);
-        plan.merges.back().partial = plan.partials;
-        for (int64_t block = 0; block < blocks; ++block) {
-          plan.tasks.push_back({whole.segment, head, token, count, block, block + 1, plan.partials++});
-        }
-      }
-    }
+    const bool split =
+        segment.count <= kSplitQueries && segment.state->length() + segment.count > kAttentionBlock;
+    (split ? plan_split : plan_tiles)(s, segment, static_cast<int64_t>(i), plan);
   }
 }
 
@@ -80,8 +96,14 @@ void write_output(const Shape& s, const Segment& segment, const AttentionTask& t
   }
 }
 
-void run_task(const LayerContext& ctx, const Shape& s, const AttentionTask& task, std::byte* memory,
-              std::byte* partials) {
+// K of the first page that a task reads in `block`.
+const std::byte* first_page(const LayerContext& ctx, const Shape& s, const AttentionTask& task, int64_t block) {
+  const SequenceState& state = *ctx.segments[static_cast<size_t>(task.segment)].state;
+  return state.pages()[block * (kAttentionBlock / kPage)] + s.layout.k_offset(s.layer, task.kv_head);
+}
+
+void run_task(const LayerContext& ctx, const Shape& s, const AttentionTask& task, const std::byte* next_page,
+              std::byte* memory, std::byte* partials) {
   const Segment& segment = ctx.segments[static_cast<size_t>(task.segment)];
   const auto attention = ctx.kernels.attention[static_cast<int>(s.layout.kv_type)];
   const AttentionPartial total = task.partial < 0 ? s.partial_at(memory, 0) : s.partial_at(partials, task.partial);
@@ -97,9 +119,11 @@ void run_task(const LayerContext& ctx, const Shape& s, const AttentionTask& task
                         segment.state->pages(),
                         s.layout.k_offset(s.layer, task.kv_head),
                         s.layout.v_offset(s.layer, task.kv_head),
-                        task.begin};
+                        task.begin,
+                        nullptr};
   for (; tile.block < task.end; ++tile.block) {
     const bool first = tile.block == task.begin;
+    tile.next = tile.block + 1 < task.end ? first_page(ctx, s, task, tile.block + 1) : next_page;
     attention(tile, first ? total : next, scratch);
     if (!first) ctx.kernels.attention_merge(tile.rows, s.head_dim, total, next);
   }
@@ -151,8 +175,13 @@ void attention_block(const LayerContext& ctx, const LayerWeights& layer, int64_t
     const Segment& segment = *(after - 1);
     rotate_and_store(ctx, w, s, segment, t - segment.first);
   });
-  parallel_for_dynamic(static_cast<int64_t>(plan.tasks.size()), [&](int64_t i) {
-    run_task(ctx, s, plan.tasks[static_cast<size_t>(i)], memory + thread_id() * s.task_bytes, partials);
+  // Single blocks are handed out a few at a time, so that the next one is known and can be prefetched.
+  const auto tasks = static_cast<int64_t>(plan.tasks.size());
+  const int64_t grain = std::clamp<int64_t>(plan.partials / (8 * threads), 1, 4);
+  parallel_for_dynamic(tasks, grain, [&](int64_t i) {
+    const AttentionTask* task = &plan.tasks[static_cast<size_t>(i)];
+    run_task(ctx, s, *task, i + 1 < tasks ? first_page(ctx, s, task[1], task[1].begin) : nullptr,
+             memory + thread_id() * s.task_bytes, partials);
   });
   parallel_for(static_cast<int64_t>(plan.merges.size()), [&](int64_t i) {
     const AttentionTask& task = plan.merges[static_cast<size_t>(i)];

@@ -225,7 +225,7 @@ inline void add_products(const typename Kv::Operand* x, int64_t ldx, const typen
     for (int i = 0; i < V; ++i) {
       const auto* p = at + i * Vec::kWidth * kPair;
       const auto v = Kv::load(p);
-      _mm_prefetch(reinterpret_cast<const char*>(p) + ahead, _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(p) + ahead, _MM_HINT_T1);
       for (int r = 0; r < R; ++r) sum[r][i] = Kv::add(sum[r][i], Kv::broadcast(x + r * ldx + s * kPair), v);
     }
   }
@@ -337,7 +337,9 @@ struct AttentionBlock {
     clear(sum);
     for (int64_t p = 0; p < pages; ++p) {
       const Element* v = v_page(p) + d * kPair;
-      const Element* next = p + 1 < pages ? v_page(p + 1) + d * kPair : v;
+      const Element* next = p + 1 < pages          ? v_page(p + 1) + d * kPair
+                            : tile.next != nullptr ? reinterpret_cast<const Element*>(tile.next) + d * kPair
+                                                   : v;
       const ptrdiff_t ahead = reinterpret_cast<const char*>(next) - reinterpret_cast<const char*>(v);
       const int64_t steps = (std::min(kPage, keys - p * kPage) + kPair - 1) / kPair;
       add_products<Kv>(weights() + r * kWeightStride + p * kPage, kWeightStride, v, padded * kPair, steps, ahead, sum);
@@ -373,8 +375,8 @@ void attention(const AttentionTile& tile, const AttentionPartial& out, std::byte
   AttentionBlock<Kv>(tile, out, scratch).run();
 }
 
-void attention_merge(int64_t rows, int64_t head_dim, const AttentionPartial& total,
-                     const AttentionPartial& part) noexcept {
+[[maybe_unused]] void attention_merge(int64_t rows, int64_t head_dim, const AttentionPartial& total,
+                                      const AttentionPartial& part) noexcept {
   const int64_t padded = padded_head_dim(head_dim);
   for (int64_t r = 0; r < rows; ++r) {
     if (part.max[r] == -std::numeric_limits<float>::infinity()) continue;
