@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lfm_engine import ToolCallError, parse_tool_calls, render_tool_calls, split_tool_calls
@@ -289,6 +289,7 @@ calls = st.lists(
 
 
 @given(calls)
+@example([{"name": "A", "arguments": {"0\r": None}}])
 def test_rendered_calls_are_read_back_exactly(expected: list[dict[str, Any]]) -> None:
     text = render_tool_calls(expected)
     assert same(parse_tool_calls(text), expected)

@@ -55,14 +55,23 @@ void check_signals() {
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
+std::optional<KvType> kv_type_from_name(const std::string& name) {
+  if (name == "auto") return {};
+  for (const KvType type : {KvType::f32, KvType::bf16, KvType::int8}) {
+    if (name == kv_type_name(type)) return type;
+  }
+  throw std::invalid_argument(concat("kv_dtype must be 'auto', 'float32', 'bfloat16' or 'int8', not '", name, "'"));
+}
+
 std::shared_ptr<Model> make_model(const py::object& config, const py::object& checkpoint, const std::string& dtype,
-                                  const std::string& device, int num_threads) {
+                                  const std::string& device, int num_threads, const std::string& kv_dtype) {
   require_device(device);
   const ComputeType type = compute_type_from_name(dtype);
+  const std::optional<KvType> kv_type = kv_type_from_name(kv_dtype);
   ModelConfig c = config_from_python(config);
   PythonTensorSource source(checkpoint);
   const py::gil_scoped_release release;
-  return std::make_shared<Model>(std::move(c), source.source(), type, num_threads);
+  return std::make_shared<Model>(std::move(c), source.source(), type, num_threads, kv_type);
 }
 
 py::array_t<float> forward(const Model& model, PyState& state, const py::array& ids, const std::string& logits_for,
@@ -214,10 +223,13 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Model, std::shared_ptr<Model>>(m, "Model", "Immutable weights and the forward pass.")
       .def(py::init(&make_model), py::arg("config"), py::arg("checkpoint"), py::arg("dtype"), py::arg("device") = "cpu",
-           py::arg("num_threads") = 0,
+           py::arg("num_threads") = 0, py::arg("kv_dtype") = "auto",
            "config: checkpoint.ModelConfig; checkpoint: tensor(name, shape) and release(name); dtype: 'float32', "
-           "'bfloat16', 'int8' or 'int4'; num_threads: 0 takes the physical cores that this process may use.")
+           "'bfloat16', 'int8' or 'int4'; num_threads: 0 takes the physical cores that this process may use; kv_dtype: "
+           "type of K and V in states, 'float32', 'bfloat16', 'int8' or 'auto' (float32 for float32 weights, else "
+           "bfloat16).")
       .def_property_readonly("dtype", [](const Model& s) { return std::string(compute_type_name(s.compute_type())); })
+      .def_property_readonly("kv_dtype", [](const Model& s) { return std::string(kv_type_name(s.kv_type())); })
       .def_property_readonly("num_threads", &Model::num_threads)
       .def_property_readonly("isa", [](const Model& s) { return std::string(s.isa()); })
       .def_property_readonly(

@@ -29,7 +29,8 @@ void fill_rope(const LayerContext& ctx) {
 
 }  // namespace
 
-Model::Model(ModelConfig config, const TensorSource& source, ComputeType type, int num_threads)
+Model::Model(ModelConfig config, const TensorSource& source, ComputeType type, int num_threads,
+             std::optional<KvType> kv)
     : config_(std::move(config)),
       type_(type),
       isa_(active_isa()),
@@ -37,7 +38,7 @@ Model::Model(ModelConfig config, const TensorSource& source, ComputeType type, i
       num_threads_(num_threads > 0 ? num_threads : usable_cores()) {
   config_.validate();
   const ThreadScope threads(num_threads_);
-  layout_ = std::make_shared<StateLayout>(config_, type == ComputeType::f32 ? DType::f32 : DType::bf16);
+  layout_ = std::make_shared<StateLayout>(config_, kv.value_or(type == ComputeType::f32 ? KvType::f32 : KvType::bf16));
   weights_ = load_weights(config_, source, type, isa_);
 }
 

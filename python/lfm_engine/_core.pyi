@@ -54,9 +54,10 @@ class Model:
         dtype: str,
         device: str = "cpu",
         num_threads: typing.SupportsInt | typing.SupportsIndex = 0,
+        kv_dtype: str = "auto",
     ) -> None:
         """
-        config: checkpoint.ModelConfig; checkpoint: tensor(name, shape) and release(name); dtype: 'float32', 'bfloat16', 'int8' or 'int4'; num_threads: 0 takes the physical cores that this process may use.
+        config: checkpoint.ModelConfig; checkpoint: tensor(name, shape) and release(name); dtype: 'float32', 'bfloat16', 'int8' or 'int4'; num_threads: 0 takes the physical cores that this process may use; kv_dtype: type of K and V in states, 'float32', 'bfloat16', 'int8' or 'auto' (float32 for float32 weights, else bfloat16).
         """
     def forward(
         self,
@@ -82,6 +83,8 @@ class Model:
     def dtype(self) -> str: ...
     @property
     def isa(self) -> str: ...
+    @property
+    def kv_dtype(self) -> str: ...
     @property
     def linear_implementation(self) -> str:
         """

@@ -90,6 +90,11 @@ class CausalLM:
         return self.core.dtype
 
     @property
+    def kv_dtype(self) -> str:
+        """Type that states keep K and V in: "float32", "bfloat16" or "int8"."""
+        return self.core.kv_dtype
+
+    @property
     def device(self) -> str:
         """Where the model computes; always "cpu" in this build."""
         return "cpu"
@@ -346,6 +351,7 @@ class AutoModelForCausalLM:
         dtype: Any = "auto",
         device: str = "cpu",
         num_threads: int | None = None,
+        kv_dtype: Any = "auto",
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
@@ -363,13 +369,16 @@ class AutoModelForCausalLM:
                 bfloat16). torch dtypes work too.
             device: "cpu".
             num_threads: default: the physical cores that this process may use.
+            kv_dtype: type that states keep K and V in: "float32", "bfloat16", "int8" (one scale per
+                token and head), or "auto": float32 for float32 weights, else bfloat16.
             revision, cache_dir, local_files_only, token: as in huggingface_hub.
             gguf_file: which file of a folder or repository of .gguf files.
             progress: show a progress bar; None for terminals and models that take a moment.
 
         Raises:
             OSError: not found, or no network; one line that names what was asked for.
-            ValueError: the files are corrupt or of an unsupported kind; names file and tensor.
+            ValueError: the files are corrupt or of an unsupported kind (names file and tensor), or
+                an argument is not one of those above.
         """
         _check_num_threads(num_threads)
         with open_checkpoint(
@@ -396,6 +405,7 @@ class AutoModelForCausalLM:
                         name,
                         device,
                         num_threads or 0,
+                        str(kv_dtype).removeprefix("torch."),
                     )
                 except ValueError as error:
                     # The core knows tensors, not files.

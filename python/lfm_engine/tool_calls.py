@@ -91,7 +91,7 @@ def render_tool_calls(calls: Sequence[Mapping[str, Any]], *, markers: bool = Tru
 
 def render_name(name: str) -> str:
     """What stands before an argument's value: `name=`, or `**{"any name": ` (to be closed)."""
-    if _KEYWORD.fullmatch(f"{name}="):
+    if (keyword := _KEYWORD.fullmatch(f"{name}=")) and keyword[1] == name:
         return f"{name}="
     return f"**{{{render_literal(name)}: "
 
