@@ -39,7 +39,7 @@ struct Workspace {
   void ensure(const ModelConfig& c, int64_t tokens) {
     const auto n = static_cast<size_t>(tokens);
     hidden.ensure(n * c.hidden_size);
-    projected.ensure(n * std::max({3 * c.hidden_size, c.query_width() + 2 * c.kv_width(), 2 * c.intermediate_size}));
+    projected.ensure(n * std::max(3 * c.hidden_size, c.query_width() + 2 * c.kv_width()));
     mixed.ensure(n * std::max(c.hidden_size, c.query_width()));
     rope.ensure(n * c.head_dim);
   }
