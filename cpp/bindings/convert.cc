@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "base/file_map.h"
 
 namespace py = pybind11;
 
@@ -61,7 +62,7 @@ std::vector<int32_t> token_ids_from_python(const py::array& ids, const char* arg
 
 TensorSource PythonTensorSource::source() {
   return {[this](const std::string& name, const std::vector<int64_t>& shape) { return get(name, shape); },
-          [this](const std::string& name) { done(name); }};
+          [this](const std::string& name) { done(name); }, [this](const std::string& name) { return packed(name); }};
 }
 
 TensorView PythonTensorSource::get(const std::string& name, const std::vector<int64_t>& shape) {
@@ -88,6 +89,44 @@ void PythonTensorSource::done(const std::string& name) {
   alive_.erase(name);
   checkpoint_.attr("release")(name);
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+std::optional<PackedWeights> PythonTensorSource::packed(const std::string& name) {
+  const py::gil_scoped_acquire gil;
+  const py::object stored = checkpoint_.attr("packed")(name);
+  if (stored.is_none()) return std::nullopt;
+  const auto map = stored.attr("map").cast<std::shared_ptr<FileMap>>();
+  const auto [rows, cols] = stored.attr("shape").cast<std::pair<int64_t, int64_t>>();
+  PackedWeights weights = {stored.attr("layout").cast<std::string>(), cols, rows, {}, map};
+  const std::span<const std::byte> file = map->bytes();
+  for (const auto& [offset, nbytes] : stored.attr("parts").cast<std::vector<std::pair<size_t, size_t>>>()) {
+    check(offset <= file.size() && nbytes <= file.size() - offset, "tensor '", name, "' lies outside its file");
+    weights.parts.push_back(file.subspan(offset, nbytes));
+  }
+  return weights;
+}
+
+py::tuple weights_to_python(const ModelConfig& config, const ModelWeights& weights) {
+  py::list matrices;
+  py::dict vectors;
+  const WeightSink sink = {
+      [&](const std::string& name, const PackedWeights& w) {
+        py::list parts;
+        for (const std::span<const std::byte> part : w.parts) {
+          const py::capsule owner(new std::shared_ptr<const void>(w.owner),
+                                  [](void* p) { delete static_cast<std::shared_ptr<const void>*>(p); });
+          py::array_t<uint8_t> bytes(static_cast<py::ssize_t>(part.size()),
+                                     reinterpret_cast<const uint8_t*>(part.data()), owner);
+          bytes.attr("setflags")(py::arg("write") = false);
+          parts.append(bytes);
+        }
+        matrices.append(py::make_tuple(name, w.implementation, py::make_tuple(w.out_features, w.in_features), parts));
+      },
+      [&](const std::string& name, const std::vector<int64_t>& shape, std::span<const float> values) {
+        vectors[py::str(name)] = py::array_t<float>(shape, values.data());
+      }};
+  export_weights(config, weights, sink);
+  return py::make_tuple(matrices, vectors);
 }
 
 }  // namespace lfm

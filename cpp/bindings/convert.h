@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,7 +20,7 @@ ModelConfig config_from_python(const pybind11::object& config);
 // Token ids from any 1-D array of integers (NumPy or the buffer protocol).
 std::vector<int32_t> token_ids_from_python(const pybind11::array& ids, const char* argument);
 
-// A TensorSource over a Python object with tensor(name, shape) -> (data, dtype, shape) and release(name).
+// A TensorSource over a checkpoint.Checkpoint: its packed(name), tensor(name, shape) and release(name).
 // Takes the GIL where it calls Python; keeps the arrays alive until they were copied.
 class PythonTensorSource {
  public:
@@ -29,9 +30,14 @@ class PythonTensorSource {
  private:
   TensorView get(const std::string& name, const std::vector<int64_t>& shape);
   void done(const std::string& name);
+  std::optional<PackedWeights> packed(const std::string& name);
 
   pybind11::object checkpoint_;
   std::map<std::string, pybind11::array> alive_;
 };
+
+// The model's weights for packed.py: a list of matrices (name, layout, (rows, columns), parts), each part a read-only
+// uint8 array in place, and a dictionary of the small tensors as float32 arrays.
+pybind11::tuple weights_to_python(const ModelConfig& config, const ModelWeights& weights);
 
 }  // namespace lfm

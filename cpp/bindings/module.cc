@@ -6,8 +6,10 @@
 #include <atomic>
 #include <memory>
 #include <optional>
+#include <system_error>
 
 #include "base/error.h"
+#include "base/file_map.h"
 #include "base/parallel.h"
 #include "bindings/convert.h"
 #include "kernels/cuda/cuda.h"
@@ -146,6 +148,16 @@ std::vector<std::tuple<int64_t, int32_t, std::string>> step(PyScheduler& s) {
   return out;
 }
 
+std::shared_ptr<FileMap> map_file(int fd) {
+  try {
+    return std::make_shared<FileMap>(fd);
+  } catch (const std::system_error& error) {
+    errno = error.code().value();
+    PyErr_SetFromErrno(PyExc_OSError);
+    throw py::error_already_set();
+  }
+}
+
 py::dict cpu_info() {
   py::dict info;
   info["isa"] = std::string(isa_name(active_isa()));
@@ -159,6 +171,16 @@ py::dict cpu_info() {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The C++ core of lfm-engine: model, sequence states and scheduler.";
   m.attr("__version__") = LFM_ENGINE_VERSION;
+
+  py::class_<FileMap, std::shared_ptr<FileMap>>(m, "FileMap", py::buffer_protocol(),
+                                                "A file mapped read-only and shared, whose bytes a model uses in place.")
+      .def(py::init(&map_file), py::arg("fd"), "Maps the whole file open at `fd`.")
+      .def_buffer([](const FileMap& s) {
+        auto* data = reinterpret_cast<uint8_t*>(const_cast<std::byte*>(s.bytes().data()));
+        return py::buffer_info(data, static_cast<py::ssize_t>(s.bytes().size()), true);
+      })
+      .def("populate", &FileMap::populate,
+           "Starts to map all pages ahead of their use, in a thread that ends with the map.");
 
   py::class_<PyState>(m, "State", "KV pages and conv state of one sequence; made by Model.new_state().")
       .def_property_readonly(
@@ -185,8 +207,8 @@ PYBIND11_MODULE(_core, m) {
   py::class_<Model, std::shared_ptr<Model>>(m, "Model", "Immutable weights and the forward pass.")
       .def(py::init(&make_model), py::arg("config"), py::arg("checkpoint"), py::arg("dtype"), py::arg("device") = "cpu",
            py::arg("num_threads") = 0,
-           "config: checkpoint.ModelConfig; checkpoint: tensor(name, shape) and release(name); dtype: 'float32', "
-           "'bfloat16', 'int8' or 'int4'; num_threads: 0 takes the physical cores that this process may use.")
+           "config: checkpoint.ModelConfig; checkpoint: a checkpoint.Checkpoint; dtype: 'float32', 'bfloat16', 'int8' "
+           "or 'int4'; num_threads: 0 takes the physical cores that this process may use.")
       .def_property_readonly("dtype", [](const Model& s) { return std::string(compute_type_name(s.compute_type())); })
       .def_property_readonly("num_threads", &Model::num_threads)
       .def_property_readonly("isa", [](const Model& s) { return std::string(s.isa()); })
@@ -195,6 +217,10 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly(
           "linear_implementation", [](const Model& s) { return std::string(s.weights().head().implementation()); },
           "What multiplies the matrices, e.g. 'onednn:brg:avx512_core_bf16' or 'panels:q8'.")
+      .def(
+          "export_weights", [](const Model& s) { return weights_to_python(s.config(), s.weights()); },
+          "What a packed file holds: a list of matrices (name, layout, (rows, columns), parts as uint8 arrays over the "
+          "model's own memory) and a dictionary of small float32 tensors. int8 and int4 only.")
       .def("new_state", [](const Model& s) { return std::make_unique<PyState>(s.new_state()); })
       .def("forward", &forward, py::arg("state"), py::arg("input_ids"), py::arg("logits") = "all",
            py::arg("chunk") = kChunk, py::arg("out").noconvert() = py::none(),

@@ -59,6 +59,7 @@ class Linear {
   virtual std::optional<PackedWeights> packed() const { return std::nullopt; }
 
   void set_bias(std::vector<float> bias);  // [N]
+  const std::vector<float>& bias() const { return bias_; }  // [N] or empty
 
  protected:
   Linear(int64_t in_features, int64_t out_features) : in_features_(in_features), out_features_(out_features) {}

@@ -11,6 +11,7 @@ import numpy
 import numpy.typing
 
 __all__: list[str] = [
+    "FileMap",
     "Model",
     "Scheduler",
     "State",
@@ -19,6 +20,19 @@ __all__: list[str] = [
     "measure_gemm",
     "measure_read_bandwidth",
 ]
+
+class FileMap:
+    """
+    A file mapped read-only and shared, whose bytes a model uses in place.
+    """
+    def __init__(self, fd: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        Maps the whole file open at `fd`.
+        """
+    def populate(self) -> None:
+        """
+        Starts to map all pages ahead of their use, in a thread that ends with the map.
+        """
 
 class State:
     """
@@ -56,7 +70,11 @@ class Model:
         num_threads: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None:
         """
-        config: checkpoint.ModelConfig; checkpoint: tensor(name, shape) and release(name); dtype: 'float32', 'bfloat16' or 'int8'; num_threads: 0 takes the physical cores that this process may use.
+        config: checkpoint.ModelConfig; checkpoint: a checkpoint.Checkpoint; dtype: 'float32', 'bfloat16', 'int8' or 'int4'; num_threads: 0 takes the physical cores that this process may use.
+        """
+    def export_weights(self) -> tuple:
+        """
+        What a packed file holds: a list of matrices (name, layout, (rows, columns), parts as uint8 arrays over the model's own memory) and a dictionary of small float32 tensors. int8 and int4 only.
         """
     def forward(
         self,
