@@ -1,8 +1,23 @@
-"""One engine in a process of its own, for bench_generate.py.
+"""One engine in a process of its own, for bench_speed.py.
 
 Started with a JSON `Spec` as its argument. Prints one JSON line when the model is loaded, then one
-for each line on stdin: the time to the first token of a random prompt, the time of the following
-tokens, and the memory. All engines are driven through their public generate calls, greedily.
+for each JSON request on stdin:
+
+    {"task": "prefill", "batch": 1, "depth": 512, "capacity": 520}
+        seconds until ready to decode
+    {"task": "decode", "batch": 32, "depth": 128, "capacity": 400, "new": 32}
+        seconds of 32 steps
+    {"task": "first", "depth": 16, "capacity": 2048}
+        seconds of a short prompt, its context made in them
+    {"task": "memory"}
+        bytes of the process
+    {"task": "drop"}
+        frees all contexts
+    {"task": "limits", "rows": 512, "shapes": [[K, N, count], ...]}
+        of the machine; rows 0: without the GEMM
+
+A context of more than 1,024 tokens is kept and goes on where the last request left it (its depth
+grows by `new` each time): filling it anew would take minutes.
 """
 
 from __future__ import annotations
@@ -13,14 +28,16 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-Clock = list[float]
-Generate = Callable[[list[int], int], Clock]
+from bench_engines import Engine, Prompts, Session, import_library, load_engine
+
+KEPT = 1024  # tokens of all sequences above which a context is kept
+Answer = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -28,20 +45,19 @@ class Spec:
     """What a worker runs.
 
     Attributes:
-        engine: "lfm-engine", "transformers", "llama.cpp" or "machine" (measures the hardware).
-        dtype: "float32", "bfloat16" or "int8"; ignored for llama.cpp, whose file says it.
-        path: the model folder, or a .gguf file for llama.cpp.
-        prompt, new: tokens of the prompt, and tokens generated after the first.
-        shapes: (K, N, count) of the model's matrices, for "machine".
+        engine: "lfm-engine", "transformers", "llama.cpp", "onnxruntime-genai", "openvino", or
+            "machine" (measures the hardware).
+        path: a model folder or file.
+        dtype, kv_dtype: of lfm-engine and transformers; "" where the file or the engine decides.
+        tokenizer: lfm-engine: a folder whose tokenizer is loaded too before anything is measured.
     """
 
     engine: str
-    dtype: str
     path: str
+    dtype: str
+    kv_dtype: str
     threads: int
-    prompt: int
-    new: int
-    shapes: list[tuple[int, int, int]]
+    tokenizer: str = ""
 
     def to_json(self) -> str:
         """For the command line."""
@@ -61,151 +77,131 @@ def memory() -> dict[str, int]:
     return {"private": private, "file": values["Rss"] - private, "peak": values["VmHWM"]}
 
 
-class _Stamps:
-    """A streamer that notes when tokens arrive; both libraries' `put` and `end`."""
-
-    def __init__(self) -> None:
-        self.times: Clock = []
-
-    def put(self, _value: Any) -> None:
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        pass
+def random_prompts(seed: int, batch: int, length: int) -> Prompts:
+    """Another text each time: nothing to find in a prefix cache. No special tokens."""
+    rng = np.random.default_rng([seed, batch, length])
+    prompts: Prompts = rng.integers(500, 64_000, (batch, length)).tolist()
+    return prompts
 
 
-def _load_engine(spec: Spec) -> tuple[Callable[[], Generate], str]:
-    import lfm_engine
+class Runner:
+    """Answers the requests with one engine."""
 
-    def load() -> Generate:
-        model = lfm_engine.AutoModelForCausalLM.from_pretrained(
-            spec.path, dtype=spec.dtype, num_threads=spec.threads, progress=False
-        )
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._sessions: dict[tuple[int, int, int], Session] = {}
+        self._used: dict[tuple[int, int, int], int] = {}  # tokens in a kept context
+        self._count = 0
 
-        def generate(prompt: list[int], new: int) -> Clock:
-            stamps = _Stamps()
-            model.generate(
-                [prompt],
-                max_new_tokens=new,
-                do_sample=False,
-                repetition_penalty=1.0,
-                eos_token_id=[],
-                streamer=stamps,
-            )
-            return stamps.times[1:]  # the first is the prompt
+    def _session(self, batch: int, depth: int, capacity: int) -> Session:
+        key = (batch, depth, capacity)
+        if key not in self._sessions:
+            self._sessions[key] = self._engine.session(batch, capacity)
+        return self._sessions[key]
 
-        return generate
+    def _fill(self, session: Session, batch: int, depth: int) -> float:
+        self._count += 1
+        prompts = random_prompts(self._count, batch, depth)
+        begin = time.perf_counter()
+        session.prefill(prompts)
+        return time.perf_counter() - begin
 
-    return load, lfm_engine.__version__
+    def prefill(self, batch: int, depth: int, capacity: int) -> dict[str, Any]:
+        """Time of the prompts."""
+        seconds = self._fill(self._session(batch, depth, capacity), batch, depth)
+        return {"seconds": seconds, "tokens": batch * depth}
 
+    def decode(self, batch: int, depth: int, capacity: int, new: int) -> dict[str, Any]:
+        """Time of `new` steps after `depth` tokens."""
+        session, key = self._session(batch, depth, capacity), (batch, depth, capacity)
+        if key not in self._used or batch * depth <= KEPT:
+            self._fill(session, batch, depth)
+            self._used[key] = depth
+        self._used[key] += new
+        if self._used[key] > capacity:
+            raise ValueError(f"a context of {capacity} tokens is full")
+        begin = time.perf_counter()
+        for _ in range(new):
+            session.step()
+        return {"seconds": time.perf_counter() - begin, "tokens": batch * new}
 
-def _load_transformers(spec: Spec) -> tuple[Callable[[], Generate], str]:
-    import torch
-    import transformers
-    from transformers import AutoModelForCausalLM, GenerationConfig
-    from transformers.utils import logging
+    def first(self, depth: int, capacity: int) -> dict[str, Any]:
+        """Time to the first token of a short prompt in a new context."""
+        begin = time.perf_counter()
+        session = self._engine.session(1, capacity)
+        made = time.perf_counter() - begin
+        return {"seconds": made + self._fill(session, 1, depth)}
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    torch.set_num_threads(spec.threads)
-
-    def load() -> Generate:
-        dtype = getattr(torch, spec.dtype)
-        model = AutoModelForCausalLM.from_pretrained(spec.path, dtype=dtype).eval()
-        model.generation_config = GenerationConfig()
-
-        def generate(prompt: list[int], new: int) -> Clock:
-            stamps, ids = _Stamps(), torch.tensor([prompt])
-            config = GenerationConfig(max_new_tokens=new, do_sample=False, pad_token_id=0)
-            with torch.inference_mode():
-                model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    generation_config=config,
-                    streamer=stamps,
-                )
-            return stamps.times[1:]
-
-        return generate
-
-    return load, transformers.__version__
+    def drop(self) -> dict[str, Any]:
+        """Frees all contexts."""
+        self._sessions.clear()
+        self._used.clear()
+        return {}
 
 
-def _load_llama_cpp(spec: Spec) -> tuple[Callable[[], Generate], str]:
-    import llama_cpp
+def measure_limits(threads: int, rows: int, shapes: list[tuple[int, int, int]]) -> dict[str, Any]:
+    """Read bandwidth in bytes/s, and oneDNN's FLOP/s over the model's matrices together.
 
-    def load() -> Generate:
-        model = llama_cpp.Llama(
-            spec.path,
-            n_ctx=spec.prompt + spec.new + 32,
-            n_batch=512,
-            n_ubatch=512,
-            n_threads=spec.threads,
-            n_threads_batch=spec.threads,
-            verbose=False,
-        )
-
-        def generate(prompt: list[int], new: int) -> Clock:
-            model.reset()
-            # top_k=1 and temp=0 keep its sampler chain as cheap as a greedy one.
-            tokens = model.generate(prompt, top_k=1, temp=0.0)
-            stamps = []
-            for _ in range(new):
-                next(tokens)
-                stamps.append(time.perf_counter())
-            tokens.close()
-            return stamps
-
-        return generate
-
-    return load, llama_cpp.__version__
-
-
-def _measure_machine(spec: Spec) -> dict[str, float]:
-    """Read bandwidth in bytes/s, and oneDNN's FLOP/s over the model's matrices together."""
+    A type that `measure_gemm` does not know, or that this CPU lacks, has no figure.
+    """
     from lfm_engine import _core
 
-    result = {"bandwidth": _core.measure_read_bandwidth(spec.threads)}
-    for dtype in ("bfloat16", "float32"):
+    result: dict[str, Any] = {"bandwidth": _core.measure_read_bandwidth(threads)}
+    for dtype in ("bfloat16", "int8") if rows else ():
         flops = seconds = 0.0
-        for k, n, count in spec.shapes:
-            rate = _core.measure_gemm(dtype, spec.prompt, k, n, spec.threads)
-            flops += count * k * n
-            seconds += count * k * n / rate if rate else float("inf")
-        result[f"gemm_{dtype}"] = flops / seconds
+        with contextlib.suppress(ValueError):
+            for k, n, count in shapes:
+                rate = _core.measure_gemm(dtype, rows, k, n, threads)
+                flops += count * k * n
+                seconds += count * k * n / rate if rate else float("inf")
+            if seconds != float("inf"):
+                result[f"gemm_{dtype}"] = flops / seconds
     return result
 
 
-def _serve(spec: Spec, answer: Callable[[dict[str, Any]], None]) -> None:
+def _serve(spec: Spec, answer: Answer) -> None:
+    runner = None
     if spec.engine == "machine":
-        answer({"version": ""})
-        for _ in sys.stdin:
-            answer(_measure_machine(spec))
-        return
-    loaders = {
-        "lfm-engine": _load_engine,
-        "transformers": _load_transformers,
-        "llama.cpp": _load_llama_cpp,
-    }
-    load, version = loaders[spec.engine](spec)
-    before = memory()
-    begin = time.perf_counter()
-    generate = load()
-    answer({"version": version, "load_s": time.perf_counter() - begin, "before": before})
-    for seed, _ in enumerate(sys.stdin):
-        # Another prompt each time: nothing to find in a prefix cache. No special tokens.
-        prompt = np.random.default_rng(seed).integers(500, 64_000, spec.prompt).tolist()
+        answer({})
+    else:
+        import_library(spec.engine)
+        tokenizer = None
+        if spec.tokenizer:
+            from lfm_engine import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer)
+        before = memory()
         begin = time.perf_counter()
-        times = generate(prompt, spec.new + 1)
-        if len(times) != spec.new + 1:
-            raise RuntimeError(f"{spec.engine} generated {len(times)} of {spec.new + 1} tokens")
-        answer({"first_s": times[0] - begin, "rest_s": times[-1] - times[0], "memory": memory()})
+        engine = load_engine(spec.engine, spec.path, spec.dtype, spec.kv_dtype, spec.threads)
+        load_s = time.perf_counter() - begin
+        runner = Runner(engine)
+        answer(
+            {
+                "version": engine.version,
+                "weight_bytes": engine.weight_bytes,
+                "load_s": load_s,
+                "before": before,
+                "tokenizer": tokenizer is not None,
+            }
+        )
+    for line in sys.stdin:
+        request = json.loads(line)
+        task = request.pop("task")
+        try:
+            if task == "limits":
+                answer(measure_limits(spec.threads, **request))
+            elif task == "memory":
+                answer(memory())
+            else:
+                answer(getattr(runner, task)(**request))
+        except Exception as error:  # the next request may go well
+            answer({"error": f"{type(error).__name__}: {error}"})
 
 
 def main() -> None:
-    """Reads the spec and serves rounds until stdin ends; an error is a line of its own."""
+    """Reads the spec and serves requests until stdin ends; an error is a line of its own."""
     values = json.loads(sys.argv[1])
-    spec = Spec(**{field.name: values[field.name] for field in fields(Spec)})
+    spec = Spec(**values)
     # Libraries print as they like: answers go to a private copy of stdout.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

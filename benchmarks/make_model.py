@@ -1,21 +1,38 @@
 """Makes a checkpoint of LFM2.5-350M's exact shape with random weights (seeded, 709 MB bf16).
 
-    PYTHONPATH=python python benchmarks/make_model.py FOLDER [--gguf BF16 --gguf Q8_0]
+    PYTHONPATH=python python benchmarks/make_model.py FOLDER [--gguf all] [--pack int8 --pack int4]
 
 FOLDER gets config.json, generation_config.json, model.safetensors, the real tokenizer where its
-data is at hand (see --tokenizer), and the same weights as FOLDER/model-<type>.gguf for llama.cpp.
-Speed does not depend on the values; parity does: the scales keep activations near 1 and the logits
-spread out (standard deviation about 2 to 3), so that greedy choices are rarely near a tie.
+data is at hand (see --tokenizer), and the same weights as FOLDER/model-<type>.gguf for llama.cpp
+(Q4_0 and Q4_K_M by llama.cpp's own quantizer: llama-cpp-python, or a llama-quantize program) and as
+FOLDER/model-<dtype>.lfm, lfm-engine's packed file. Speed does not depend on the values; parity
+does: the scales keep activations near 1 and the logits spread out (standard deviation about 2 to
+3), so that greedy choices are rarely near a tie.
+
+Two more peers have exporters of their own, which bench_speed.py expects in these places (with
+onnxruntime-genai 0.18 beside torch, transformers, onnx and onnx_ir; with optimum-intel 2.2, nncf,
+openvino and transformers 5.4):
+
+    python -m onnxruntime_genai.models.builder -m LFM2 -i FOLDER -o FOLDER/onnxruntime-int4 \\
+        -p int4 -e cpu
+    optimum-cli export openvino -m FOLDER --task text-generation-with-past --weight-format int8 \\
+        FOLDER/openvino-int8
+    optimum-cli export openvino -m FOLDER --task text-generation-with-past --weight-format int4 \\
+        --sym --group-size 32 --ratio 1.0 FOLDER/openvino-int4
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
+import os
 import shutil
+import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +44,9 @@ from lfm_engine.checkpoint.config import from_hf
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = ROOT.parent / "shared" / "data" / "lfm2_tokenizer"
 ATTENTION_LAYERS = (2, 5, 8, 10, 12, 14)
+QUANTIZED = ("Q4_0", "Q4_K_M")  # by llama.cpp's quantizer
+PEER_TYPES = ("BF16", "Q8_0", *QUANTIZED)
+_CALLBACKS: list[Any] = []  # given to C, so never freed
 CHUNK_ROWS = 4096  # rows of a matrix in memory at once
 
 # config.json as the published checkpoints spell it.
@@ -140,6 +160,65 @@ def make_model(folder: Path, seed: int, tokenizer: Path) -> None:
     write_safetensors(folder / "model.safetensors", shapes, seed)
 
 
+def quantize_gguf(source: Path, out: Path, kind: str, program: str = "llama-quantize") -> None:
+    """llama.cpp's quantizer on a GGUF file, with its default types for each tensor.
+
+    Args:
+        source: F32 or BF16; another type is expanded first.
+        kind: F32, Q8_0, Q4_0 or Q4_K_M. A tied embedding becomes Q6_K in the 4-bit ones.
+        program: is run where llama-cpp-python is not installed.
+
+    Raises:
+        RuntimeError: neither is there, or quantizing failed.
+    """
+    partial = out.with_suffix(".partial")
+    if find_spec("llama_cpp"):
+        import llama_cpp
+
+        _CALLBACKS.append(llama_cpp.llama_log_callback(lambda *_: None))
+        llama_cpp.llama_log_set(_CALLBACKS[-1], ctypes.c_void_p(0))
+        options = llama_cpp.llama_model_quantize_default_params()
+        types = {"F32": "ALL_F32"}
+        options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_{types.get(kind, 'MOSTLY_' + kind)}")
+        options.allow_requantize = True
+        failed = llama_cpp.llama_model_quantize(
+            os.fsencode(source), os.fsencode(partial), ctypes.byref(options)
+        )
+    elif shutil.which(program):
+        command = [program, "--allow-requantize", str(source), str(partial), kind]
+        failed = subprocess.run(command, capture_output=True, check=False).returncode
+    else:
+        raise RuntimeError(f"{kind} needs llama-cpp-python or {program} (llama.cpp)")
+    if failed:
+        partial.unlink(missing_ok=True)
+        raise RuntimeError(f"llama.cpp cannot make {kind} of {source}")
+    partial.replace(out)
+
+
+def make_gguf(folder: Path, kind: str, program: str) -> Path:
+    """FOLDER/model-KIND.gguf of the checkpoint in `folder`."""
+    out = folder / f"model-{kind}.gguf"
+    if kind in QUANTIZED:
+        source = folder / "model-BF16.gguf"
+        if not source.is_file():
+            make_gguf(folder, "BF16", program)
+        quantize_gguf(source, out, kind, program)
+    else:
+        sys.path.insert(0, str(ROOT / "tests"))  # the writer is a tool of the tests
+        from gguf_writer import write_gguf
+
+        write_gguf(folder, out, kind)
+    return out
+
+
+def pack(folder: Path, dtype: str) -> Path:
+    """FOLDER/model-DTYPE.lfm by `lfm-engine pack`."""
+    out = folder / f"model-{dtype}.lfm"
+    command = [sys.executable, "-m", "lfm_engine.cli", "pack", str(folder), "-o", str(out)]
+    subprocess.run([*command, "--dtype", dtype], check=True)
+    return out
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -150,20 +229,24 @@ def main() -> None:
         "--gguf",
         action="append",
         default=[],
-        choices=["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"],
-        help="write FOLDER/model-TYPE.gguf too; may be repeated",
+        choices=["all", "F32", "F16", *PEER_TYPES],
+        help=f"write FOLDER/model-TYPE.gguf too; may be repeated; all: {', '.join(PEER_TYPES)}",
+    )
+    parser.add_argument("--llama-quantize", default="llama-quantize", metavar="PROGRAM")
+    parser.add_argument(
+        "--pack", action="append", default=[], metavar="DTYPE", help="write FOLDER/model-DTYPE.lfm"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="leave model.safetensors as it is if it is there"
     )
     arguments = parser.parse_args()
     begin = time.perf_counter()
-    make_model(arguments.folder, arguments.seed, arguments.tokenizer)
     made = [arguments.folder / "model.safetensors"]
-    if arguments.gguf:
-        sys.path.insert(0, str(ROOT / "tests"))  # the writer is a tool of the tests
-        from gguf_writer import write_gguf
-
-        for kind in arguments.gguf:
-            made.append(arguments.folder / f"model-{kind}.gguf")
-            write_gguf(arguments.folder, made[-1], kind)
+    if not (arguments.keep and made[0].is_file()):
+        make_model(arguments.folder, arguments.seed, arguments.tokenizer)
+    for kind in PEER_TYPES if "all" in arguments.gguf else arguments.gguf:
+        made.append(make_gguf(arguments.folder, kind, arguments.llama_quantize))
+    made += [pack(arguments.folder, dtype) for dtype in arguments.pack]
     for path in made:
         print(f"{path}  {path.stat().st_size / 1e6:.0f} MB")
     print(f"{time.perf_counter() - begin:.0f} s")

@@ -15,8 +15,10 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import golden_models
+import tiny_tokenizer
 from golden_models import Golden
 from lfm_engine import AutoModelForCausalLM, CausalLM
+from lfm_engine.tokenizer import Tokenizer
 
 PREAMBLE = f"""
 import sys
@@ -26,6 +28,7 @@ import golden_models
 from lfm_engine import AutoModelForCausalLM, _core
 """
 LONG_CONTEXT = 2_000_000
+CHAT_CONTEXT = 20_000
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -62,6 +65,24 @@ def long_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def long_model(long_folder: Path) -> CausalLM:
     """The model of `long_folder`, in float32 on one thread."""
     return AutoModelForCausalLM.from_pretrained(long_folder, dtype="float32", num_threads=1)
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The tiny tokenizer with LFM2's tokens for tool calls."""
+    return tiny_tokenizer.load_with_tools(tmp_path_factory.mktemp("tokenizer") / "files")
+
+
+@pytest.fixture(scope="session")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> CausalLM:
+    """A random model with a few more ids than `chat_tokenizer` has tokens."""
+    folder = golden_models.random_model(
+        tmp_path_factory.mktemp("chat") / "model",
+        vocab_size=300,
+        eos_token_id=2,
+        max_position_embeddings=CHAT_CONTEXT,
+    )
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32", num_threads=1)
 
 
 def python_command(code: str) -> list[str]:

@@ -76,7 +76,8 @@ def test_generate_streams_and_reports(
     assert "2 new tokens" in output.err and "tokens/s" in output.err
     prompt = "<bos><im>user\nsay hello<eos>\n<im>assistant\n"
     assert model.calls == [{"prompt": prompt, "max_new_tokens": 512}]
-    assert model.loaded == {"path": folder, "dtype": "auto", "num_threads": None}
+    loaded = {"dtype": "auto", "kv_dtype": "auto", "num_threads": None}
+    assert model.loaded == {"path": folder, **loaded}
 
 
 def test_generate_passes_options_on(model: EchoModel, folder: str) -> None:

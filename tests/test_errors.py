@@ -160,7 +160,7 @@ def test_devices(base: Golden) -> None:
         AutoModelForCausalLM.from_pretrained(base.path, device="tpu")
 
 
-@pytest.mark.parametrize("dtype", ["int4", "float64", "", None, 32])
+@pytest.mark.parametrize("dtype", ["int3", "float64", "", None, 32])
 def test_dtypes(base: Golden, dtype: Any) -> None:
     with pytest.raises(ValueError, match=f"dtype '{dtype}' is not supported; use float32"):
         AutoModelForCausalLM.from_pretrained(base.path, dtype=dtype)

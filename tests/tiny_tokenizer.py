@@ -18,6 +18,13 @@ TEMPLATE = (
     "{{ message.content }}<eos>\n{% endfor %}"
     "{% if add_generation_prompt %}<im>assistant\n{% endif %}"
 )
+TOOL_TOKENS = ["<|tool_call_start|>", "<|tool_call_end|>"]
+# As LFM2's: tools in the system message, results in messages of the role "tool".
+TOOL_TEMPLATE = (
+    "{{ bos_token }}{% if tools %}<im>system\nList of tools: {{ tools | tojson }}<eos>\n{% endif %}"
+    "{% for message in messages %}<im>{{ message.role }}\n{{ message.content }}<eos>\n{% endfor %}"
+    "{% if add_generation_prompt %}<im>assistant\n{% endif %}"
+)
 LFM2_FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "lfm2_tokenizer"
 GOLDENS = Path(__file__).parent / "goldens" / "tokenizer"
 
@@ -54,3 +61,9 @@ def write(folder: Path, template: Any = TEMPLATE, **config: Any) -> Path:
 
 def load(folder: Path, **config: Any) -> Tokenizer:
     return AutoTokenizer.from_pretrained(write(folder, **config))
+
+
+def load_with_tools(folder: Path, template: str = TOOL_TEMPLATE) -> Tokenizer:
+    """The tokenizer with two more special tokens, 267 and 268, and a template for tools."""
+    added = {str(267 + i): {"content": t, "special": True} for i, t in enumerate(TOOL_TOKENS)}
+    return load(folder, template=template, added_tokens_decoder=added)

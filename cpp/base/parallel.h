@@ -31,10 +31,10 @@ void parallel_for(int64_t n, const Body& body) {
   for (int64_t i = 0; i < n; ++i) body(i);
 }
 
-// The same for items of unequal cost, handed out one by one.
+// The same for items of unequal cost, handed out `grain` at a time.
 template <class Body>
-void parallel_for_dynamic(int64_t n, const Body& body) {
-#pragma omp parallel for schedule(dynamic, 1) if (n > 1)
+void parallel_for_dynamic(int64_t n, int64_t grain, const Body& body) {
+#pragma omp parallel for schedule(dynamic, grain) if (n > 1)
   for (int64_t i = 0; i < n; ++i) body(i);
 }
 

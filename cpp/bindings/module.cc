@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <optional>
 #include <system_error>
@@ -45,6 +46,7 @@ struct PyScheduler {
   PyScheduler(std::shared_ptr<Model> m, int64_t chunk) : model(m), scheduler(std::move(m), chunk) {}
   std::shared_ptr<Model> model;
   Scheduler scheduler;
+  std::map<int64_t, py::array> masks;  // keeps alive what the scheduler reads
   std::atomic<bool> busy{false};
 };
 
@@ -55,14 +57,23 @@ void check_signals() {
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
 }
 
+std::optional<KvType> kv_type_from_name(const std::string& name) {
+  if (name == "auto") return {};
+  for (const KvType type : {KvType::f32, KvType::bf16, KvType::int8}) {
+    if (name == kv_type_name(type)) return type;
+  }
+  throw std::invalid_argument(concat("kv_dtype must be 'auto', 'float32', 'bfloat16' or 'int8', not '", name, "'"));
+}
+
 std::shared_ptr<Model> make_model(const py::object& config, const py::object& checkpoint, const std::string& dtype,
-                                  const std::string& device, int num_threads) {
+                                  const std::string& device, int num_threads, const std::string& kv_dtype) {
   require_device(device);
   const ComputeType type = compute_type_from_name(dtype);
+  const std::optional<KvType> kv_type = kv_type_from_name(kv_dtype);
   ModelConfig c = config_from_python(config);
   PythonTensorSource source(checkpoint);
   const py::gil_scoped_release release;
-  return std::make_shared<Model>(std::move(c), source.source(), type, num_threads);
+  return std::make_shared<Model>(std::move(c), source.source(), type, num_threads, kv_type);
 }
 
 py::array_t<float> forward(const Model& model, PyState& state, const py::array& ids, const std::string& logits_for,
@@ -130,22 +141,50 @@ int64_t add_request(PyScheduler& s, const py::array& prompt, int64_t max_new_tok
   return s.scheduler.add(token_ids_from_python(prompt, "input_ids"), params);
 }
 
-std::vector<std::tuple<int64_t, int32_t, std::string>> step(PyScheduler& s) {
+using PyEvents = std::vector<std::tuple<int64_t, int32_t, std::string>>;
+
+PyEvents events_to_python(PyScheduler& s, const std::vector<StepEvent>& events) {
+  PyEvents out;
+  for (const StepEvent& e : events) {
+    std::string finish;
+    if (e.finish == FinishReason::stop) finish = "stop";
+    if (e.finish == FinishReason::length) finish = "length";
+    if (e.finish == FinishReason::error) finish = "error: " + e.error;
+    if (e.finish != FinishReason::none) s.masks.erase(e.request);
+    out.emplace_back(e.request, e.token, finish);
+  }
+  return out;
+}
+
+PyEvents step(PyScheduler& s) {
   const Exclusive guard(s.busy, "the scheduler");
   std::vector<StepEvent> events;
   {
     const py::gil_scoped_release release;
     events = s.scheduler.step();
   }
-  std::vector<std::tuple<int64_t, int32_t, std::string>> out;
-  for (const StepEvent& e : events) {
-    std::string finish;
-    if (e.finish == FinishReason::stop) finish = "stop";
-    if (e.finish == FinishReason::length) finish = "length";
-    if (e.finish == FinishReason::error) finish = "error: " + e.error;
-    out.emplace_back(e.request, e.token, finish);
+  return events_to_python(s, events);
+}
+
+PyEvents append_tokens(PyScheduler& s, int64_t request, const py::array& ids) {
+  const std::vector<int32_t> tokens = token_ids_from_python(ids, "token_ids");
+  const Exclusive guard(s.busy, "the scheduler");
+  return events_to_python(s, s.scheduler.append(request, tokens));
+}
+
+void set_mask(PyScheduler& s, int64_t request, const std::optional<py::array>& mask) {
+  const Exclusive guard(s.busy, "the scheduler");
+  if (!mask) {
+    s.scheduler.set_mask(request, nullptr);
+    s.masks.erase(request);
+    return;
   }
-  return out;
+  const int64_t words = (s.model->config().vocab_size + 31) / 32;
+  check(py::isinstance<py::array_t<uint32_t>>(*mask) && mask->ndim() == 1 && mask->shape(0) >= words &&
+            (mask->flags() & py::array::c_style) != 0,
+        "mask must be a contiguous uint32 array of at least ", words, " words, one bit per token");
+  s.scheduler.set_mask(request, static_cast<const uint32_t*>(mask->data()));
+  s.masks[request] = *mask;
 }
 
 std::shared_ptr<FileMap> map_file(int fd) {
@@ -206,10 +245,12 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Model, std::shared_ptr<Model>>(m, "Model", "Immutable weights and the forward pass.")
       .def(py::init(&make_model), py::arg("config"), py::arg("checkpoint"), py::arg("dtype"), py::arg("device") = "cpu",
-           py::arg("num_threads") = 0,
+           py::arg("num_threads") = 0, py::arg("kv_dtype") = "auto",
            "config: checkpoint.ModelConfig; checkpoint: a checkpoint.Checkpoint; dtype: 'float32', 'bfloat16', 'int8' "
-           "or 'int4'; num_threads: 0 takes the physical cores that this process may use.")
+           "or 'int4'; num_threads: 0 takes the physical cores that this process may use; kv_dtype: type of K and V in "
+           "states, 'float32', 'bfloat16', 'int8' or 'auto' (float32 for float32 weights, else bfloat16).")
       .def_property_readonly("dtype", [](const Model& s) { return std::string(compute_type_name(s.compute_type())); })
+      .def_property_readonly("kv_dtype", [](const Model& s) { return std::string(kv_type_name(s.kv_type())); })
       .def_property_readonly("num_threads", &Model::num_threads)
       .def_property_readonly("isa", [](const Model& s) { return std::string(s.isa()); })
       .def_property_readonly(
@@ -241,8 +282,15 @@ PYBIND11_MODULE(_core, m) {
           [](PyScheduler& s, int64_t request) {
             const Exclusive guard(s.busy, "the scheduler");
             s.scheduler.cancel(request);
+            s.masks.erase(request);
           },
           py::arg("request"))
+      .def("append", &append_tokens, py::arg("request"), py::arg("token_ids"),
+           "Appends tokens [n] that need no sampling: they count as generated and are computed with the next step. "
+           "Returns one event, as from step(), for each token taken: none after the one that ends the request.")
+      .def("set_mask", &set_mask, py::arg("request"), py::arg("mask").none(true),
+           "Only tokens whose bit is set can be sampled from now on; None: any. uint32 [ceil(vocab / 32)], low bit "
+           "first; not copied, read at each step.")
       .def_property_readonly("idle", [](const PyScheduler& s) { return s.scheduler.idle(); })
       .def("step", &step,
            "One forward pass; returns (request, token, finish) with finish '', 'stop', 'length' or 'error: ...' (token "

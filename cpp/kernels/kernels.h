@@ -10,12 +10,12 @@
 #include <cstdint>
 
 #include "base/cpu.h"
+#include "kernels/kv_page.h"
 
 namespace lfm {
 
 inline constexpr int64_t kPanel = 16;  // output features (lanes) of one packed weight panel
 inline constexpr int64_t kBlock = 64;  // output features of one block of oneDNN's packed layouts
-inline constexpr int64_t kPage = 64;   // tokens of one KV page
 
 // A group whose largest magnitude is not above this is quantized to zeros: 127 / max must stay finite.
 inline constexpr float kSmallestQ8Max = 1e-36f;
@@ -40,29 +40,31 @@ struct QuantPanels {
 // Q8Rows::sums' factor: minus the zero point, for integer dot products that start there; 1 for weights with mins.
 constexpr int32_t kQ8SumFactor = -128, kQ4SumFactor = -8, kMinsSumFactor = 1;
 
-// Queries that share one KV head and the pages that they look at.
+// Queries that share one KV head, and one block of kAttentionBlock positions that they look at. Row r is head
+// r % group of token r / group.
 struct AttentionTile {
-  const float* q;          // [rows, head_dim], already times head_dim^-0.5
-  const int64_t* visible;  // [rows]: the row sees the positions [0, visible)
-  int64_t rows, head_dim;
-  const std::byte* const* pages;  // pages of the sequence
+  const float* q;                 // row r at q + r / group * q_stride + r % group * head_dim, scaled by head_dim^-0.5
+  int64_t q_stride, group;        // group: query heads of the KV head
+  int64_t rows, head_dim;         // rows: tokens * group
+  int64_t visible;                // the first token sees the positions [0, visible), each later one sees one more
+  const std::byte* const* pages;  // all pages of the sequence
   size_t k_offset, v_offset;      // bytes of this layer's and head's K and V inside a page
-  int64_t page_begin, page_end;
+  int64_t block;                  // positions [block, block + 1) * kAttentionBlock
+  const std::byte* next;          // K of the page that this thread reads next, for the cache, or null
 };
 
-// Softmax state of each row over some pages: the output is acc / sum.
+// Softmax state of each row over some positions: the output is acc / sum.
 struct AttentionPartial {
   float* max;  // [rows], -inf where nothing was visible
   float* sum;  // [rows]
   float* acc;  // [rows, padded_head_dim(head_dim)]
 };
 
-// V rows in a page are padded with zeros to whole vectors.
-constexpr int64_t padded_head_dim(int64_t head_dim) { return (head_dim + 15) / 16 * 16; }
-// Elements of one layer's and head's K (keys transposed in groups of 16: [page/16, head_dim, 16]) and V ([page,
-// padded]).
-constexpr int64_t k_elements(int64_t head_dim) { return kPage * head_dim; }
-constexpr int64_t v_elements(int64_t head_dim) { return kPage * padded_head_dim(head_dim); }
+// Bytes that an attention kernel works in.
+constexpr int64_t attention_scratch_bytes(int64_t rows, int64_t head_dim) {
+  constexpr int64_t kScores = (kAttentionBlock + 16) * 4, kScales = 2 * kAttentionBlock * 4;
+  return rows * (kScores + 4 * head_dim + 8) + kScales + 64;
+}
 
 struct Kernels {
   // out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i], i < n; in place allowed.
@@ -82,17 +84,15 @@ struct Kernels {
   void (*short_conv)(const float* bcx, int64_t tokens, int64_t hidden, int64_t begin, int64_t end, const float* weight,
                      const float* bias, int64_t taps, float* state, float* y) noexcept;
 
-  // Writes one key and one value (each [head_dim]) at `slot` of a page; *_bf16 rounds to bf16.
-  void (*store_kv_f32)(const float* k, const float* v, int64_t head_dim, int64_t slot, void* k_page,
-                       void* v_page) noexcept;
-  void (*store_kv_bf16)(const float* k, const float* v, int64_t head_dim, int64_t slot, void* k_page,
-                        void* v_page) noexcept;
+  // By KvType. Writes one key and one value (each [head_dim]) at `slot` of a page, rounded to the page's type.
+  void (*store_kv[kKvTypes])(const float* k, const float* v, int64_t head_dim, int64_t slot, std::byte* k_page,
+                             std::byte* v_page) noexcept;
 
-  // Softmax attention over the tile's pages. scratch: [rows, kPage + 1] floats.
-  void (*attention_f32)(const AttentionTile& tile, const AttentionPartial& out, float* scratch) noexcept;
-  void (*attention_bf16)(const AttentionTile& tile, const AttentionPartial& out, float* scratch) noexcept;
+  // By KvType. Softmax attention over the tile's block; sums are fp32 (or exact integers) in the order of positions.
+  // scratch: attention_scratch_bytes(rows, head_dim), on a 64-byte border.
+  void (*attention[kKvTypes])(const AttentionTile& tile, const AttentionPartial& out, std::byte* scratch) noexcept;
 
-  // total := total merged with `part`, the partial of later pages.
+  // total := total merged with `part`, the partial of later positions.
   void (*attention_merge)(int64_t rows, int64_t head_dim, const AttentionPartial& total,
                           const AttentionPartial& part) noexcept;
 

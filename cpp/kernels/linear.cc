@@ -36,13 +36,39 @@ void Linear::set_bias(std::vector<float> bias) {
   bias_ = std::move(bias);
 }
 
-void Linear::forward(const float* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const {
-  if (rows == 0) return;
-  multiply(x, rows, y, accumulate, scratch);
+void Linear::add_bias(float* y, int64_t rows) const {
   if (bias_.empty()) return;
   parallel_for(rows, [&](int64_t m) {
     for (int64_t n = 0; n < out_features_; ++n) y[m * out_features_ + n] += bias_[n];
   });
+}
+
+void Linear::forward(const float* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const {
+  if (rows == 0) return;
+  const void* input = x;
+  if (const size_t bytes = activation_bytes(rows); bytes > 0) {
+    std::byte* activations = scratch.activations.ensure(bytes);
+    parallel_for(rows, [&](int64_t m) { convert_row(x + m * in_features_, m, rows, activations); });
+    input = activations;
+  }
+  multiply(input, rows, y, accumulate, scratch);
+  add_bias(y, rows);
+}
+
+void Linear::forward(const RowSource& x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const {
+  if (rows == 0) return;
+  const size_t bytes = activation_bytes(rows);
+  const auto values = static_cast<size_t>(rows * in_features_);
+  std::byte* input = scratch.activations.ensure(bytes > 0 ? bytes : values * sizeof(float));
+  float* buffers = scratch.rows.ensure(static_cast<size_t>(max_threads() * in_features_));
+  parallel_for(rows, [&](int64_t m) {
+    if (bytes == 0) return x(m, reinterpret_cast<float*>(input) + m * in_features_);
+    float* row = buffers + thread_id() * in_features_;
+    x(m, row);
+    convert_row(row, m, rows, input);
+  });
+  multiply(input, rows, y, accumulate, scratch);
+  add_bias(y, rows);
 }
 
 void read_stacked_rows(std::span<const TensorView> parts, int64_t first, int64_t count, ComputeType type, float* out) {

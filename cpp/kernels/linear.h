@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/buffer.h"
+#include "base/function_ref.h"
 #include "base/tensor.h"
 #include "kernels/kernels.h"
 
@@ -23,8 +24,13 @@ inline constexpr ComputeType kAllComputeTypes[] = {ComputeType::f32, ComputeType
 std::string_view compute_type_name(ComputeType type);       // "float32", "bfloat16", "int8", "int4"
 ComputeType compute_type_from_name(std::string_view name);  // throws std::invalid_argument
 
+// Input rows that are computed while they are converted to the type of a product, so that an fp32 copy of them all
+// never exists: writes row m of x to out[in_features]. Called from several threads at once; must not throw.
+using RowSource = FunctionRef<void(int64_t m, float* out)>;
+
 // Memory that a forward pass reuses from layer to layer; one per caller.
 struct LinearScratch {
+  Buffer<float> rows;             // [threads, in_features]
   Buffer<std::byte> activations;  // x in the type of the product
   Buffer<std::byte> pad;          // oneDNN's scratchpad
 };
@@ -48,6 +54,7 @@ class Linear {
   // y[rows, N] = x[rows, K] W^T + bias, or y += if `accumulate`. Row m of y depends on row m of x alone, bit for
   // bit, whatever `rows` and the number of threads are. Runs on the OpenMP threads of the current ThreadScope.
   void forward(const float* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const;
+  void forward(const RowSource& x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const;
 
   // Row n of W as fp32, out[K]: embedding lookup on the same memory as the output head.
   virtual void weight_row(int64_t n, float* out) const = 0;
@@ -63,9 +70,16 @@ class Linear {
 
  protected:
   Linear(int64_t in_features, int64_t out_features) : in_features_(in_features), out_features_(out_features) {}
-  virtual void multiply(const float* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const = 0;
+
+  // Bytes of `rows` rows of x in the type of the product, and their conversion, row by row; 0: x is used as it is.
+  virtual size_t activation_bytes(int64_t /*rows*/) const { return 0; }
+  virtual void convert_row(const float* /*x*/, int64_t /*m*/, int64_t /*rows*/, std::byte* /*activations*/) const {}
+  // x: [rows, in_features] fp32, or what convert_row made of it.
+  virtual void multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const = 0;
 
  private:
+  void add_bias(float* y, int64_t rows) const;
+
   int64_t in_features_, out_features_;
   std::vector<float> bias_;
 };

@@ -201,19 +201,19 @@ OneDnnLinear::Product OneDnnLinear::product(int64_t rows, bool accumulate) const
   return products_.emplace(key, Product{matmul(pd), pd.src_desc(), pd.dst_desc(), pd.scratchpad_desc()}).first->second;
 }
 
-void OneDnnLinear::multiply(const float* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const {
-  const int64_t k = in_features();
-  const void* source = x;
-  if (type_ == ComputeType::bf16) {
-    auto* halves =
-        reinterpret_cast<uint16_t*>(scratch.activations.ensure(static_cast<size_t>(rows * k) * sizeof(uint16_t)));
-    parallel_for(rows, [&](int64_t m) { kernels_.to_bf16(x + m * k, k, halves + m * k); });
-    source = halves;
-  }
+size_t OneDnnLinear::activation_bytes(int64_t rows) const {
+  return type_ == ComputeType::bf16 ? static_cast<size_t>(rows * in_features()) * sizeof(uint16_t) : 0;
+}
+
+void OneDnnLinear::convert_row(const float* x, int64_t m, int64_t /*rows*/, std::byte* activations) const {
+  kernels_.to_bf16(x, in_features(), reinterpret_cast<uint16_t*>(activations) + m * in_features());
+}
+
+void OneDnnLinear::multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const {
   if (k_chunk_ > 0 && rows <= kFewRows) {
-    multiply_blocked(source, rows, k_chunk_, y, accumulate);
+    multiply_blocked(x, rows, k_chunk_, y, accumulate);
   } else {
-    multiply_onednn(source, rows, y, accumulate, scratch.pad);
+    multiply_onednn(x, rows, y, accumulate, scratch.pad);
   }
 }
 

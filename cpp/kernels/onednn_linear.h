@@ -22,7 +22,9 @@ class OneDnnLinear final : public Linear {
   std::string_view implementation() const override { return implementation_; }
 
  protected:
-  void multiply(const float* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const override;
+  size_t activation_bytes(int64_t rows) const override;
+  void convert_row(const float* x, int64_t m, int64_t rows, std::byte* activations) const override;
+  void multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const override;
 
  private:
   struct Product {

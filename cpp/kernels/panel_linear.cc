@@ -46,7 +46,8 @@ class FloatPanels final : public Linear {
   std::string_view implementation() const override { return sizeof(T) == 4 ? "panels:f32" : "panels:bf16"; }
 
  protected:
-  void multiply(const float* x, int64_t rows, float* y, bool accumulate, LinearScratch&) const override {
+  void multiply(const void* input, int64_t rows, float* y, bool accumulate, LinearScratch&) const override {
+    const auto* x = static_cast<const float*>(input);
     const int64_t k = in_features(), n = out_features();
     for_panel_tasks(rows, panels_, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
       gemm_of(kernels_, T{})(x + row * k, k, count, k, weights_.data() + panel * kPanel * k,

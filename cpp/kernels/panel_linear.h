@@ -18,15 +18,21 @@ inline int64_t stacked_rows(std::span<const TensorView> parts) {
   return rows;
 }
 
-// task(row, rows, panel, panels) over blocks of rows and groups of panels, one task after the other on each thread.
+// task(row, rows, panel, panels) over blocks of rows and ranges of panels: to each thread one share of all (block,
+// panel) pairs, worked through block after block.
 template <class Task>
 void for_panel_tasks(int64_t rows, int64_t panels, const Task& task) {
-  constexpr int64_t kRowBlock = 96;   // rows of x that stay in cache while panels stream past them
-  constexpr int64_t kPanelGrain = 4;  // panels of one task
-  const int64_t groups = (panels + kPanelGrain - 1) / kPanelGrain, blocks = (rows + kRowBlock - 1) / kRowBlock;
-  parallel_for(blocks * groups, [&](int64_t i) {
-    const int64_t row = i / groups * kRowBlock, panel = i % groups * kPanelGrain;
-    task(row, std::min(kRowBlock, rows - row), panel, std::min(kPanelGrain, panels - panel));
+  constexpr int64_t kMostRows = 96;  // rows of x that stay in cache while panels stream past them
+  constexpr int64_t kRowGrain = 4;   // of the widest tiles
+  const int64_t blocks = (rows + kMostRows - 1) / kMostRows;
+  const int64_t block = ((rows + blocks - 1) / blocks + kRowGrain - 1) / kRowGrain * kRowGrain;
+  parallel_ranges(blocks * panels, 1, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t row = begin / panels * block, panel = begin % panels;
+      const int64_t count = std::min(end - begin, panels - panel);
+      if (row < rows) task(row, std::min(block, rows - row), panel, count);
+      begin += count;
+    }
   });
 }
 

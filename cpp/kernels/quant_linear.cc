@@ -109,20 +109,18 @@ class QuantLinear final : public Linear {
   }
 
  protected:
-  void multiply(const float* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const override {
-    const int64_t k = in_features(), n = out_features(), padded = groups_ * kGroup;
-    // [rows, padded] int8, then [groups, rows] scales and sums.
-    std::byte* base = scratch.activations.ensure(static_cast<size_t>(rows * (padded + groups_ * 8)));
-    auto* values = reinterpret_cast<int8_t*>(base);
-    auto* scales = reinterpret_cast<float*>(base + rows * padded);
-    auto* sums = reinterpret_cast<int32_t*>(scales + rows * groups_);
+  size_t activation_bytes(int64_t rows) const override { return static_cast<size_t>(rows * groups_ * (kGroup + 8)); }
+  void convert_row(const float* x, int64_t m, int64_t rows, std::byte* activations) const override {
+    const Activations a = activations_at(activations, rows);
     const int32_t factor = format_ == Format::q8 ? kQ8SumFactor : format_ == Format::q4 ? kQ4SumFactor : kMinsSumFactor;
-    parallel_for(rows, [&](int64_t m) {
-      kernels_.quantize_q8(x + m * k, k, factor, values + m * padded, scales + m, sums + m, rows);
-    });
+    kernels_.quantize_q8(x, in_features(), factor, a.values + m * groups_ * kGroup, a.scales + m, a.sums + m, rows);
+  }
+  void multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch&) const override {
+    const Activations a = activations_at(const_cast<void*>(x), rows);
+    const int64_t n = out_features();
     const auto gemm = format_ == Format::q8 ? kernels_.gemm_q8 : kernels_.gemm_q4;
     for_panel_tasks(rows, panels_, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
-      const Q8Rows q = {values + row * padded, scales + row, sums + row, rows};
+      const Q8Rows q = {a.values + row * groups_ * kGroup, a.scales + row, a.sums + row, rows};
       const int64_t lane = panel * groups_ * kPanel;
       const QuantPanels w = {values_ + lane * group_bytes(), scales_ + lane, mins_ != nullptr ? mins_ + lane : nullptr};
       gemm(q, count, groups_, w, std::min(panels * kPanel, n - panel * kPanel), y + row * n + panel * kPanel, n,
@@ -137,6 +135,17 @@ class QuantLinear final : public Linear {
         format_(format),
         panels_((out_features + kPanel - 1) / kPanel),
         groups_((in_features + kGroup - 1) / kGroup) {}
+
+  // The parts of Q8Rows one after the other.
+  struct Activations {
+    int8_t* values;
+    float* scales;
+    int32_t* sums;
+  };
+  Activations activations_at(void* memory, int64_t rows) const {
+    auto* scales = reinterpret_cast<float*>(static_cast<std::byte*>(memory) + rows * groups_ * kGroup);
+    return {static_cast<int8_t*>(memory), scales, reinterpret_cast<int32_t*>(scales + rows * groups_)};
+  }
 
   int64_t group_bytes() const { return format_ == Format::q8 ? kGroup : kGroup / 2; }  // of one row
   std::vector<size_t> sizes() const {

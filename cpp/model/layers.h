@@ -25,8 +25,8 @@ struct LayerContext {
   Workspace& ws;
 };
 
-// out[tokens, hidden] = rms_norm(h) * weight.
-void rms_norm_rows(const LayerContext& ctx, const float* h, const std::vector<float>& weight, float* out);
+// y[tokens, N] = linear(rms_norm(h) * weight).
+void norm_forward(const LayerContext& ctx, const std::vector<float>& weight, const Linear& linear, float* y);
 
 // h += out_proj(C * causal_conv(B * x)), [B | C | x] = in_proj(rms_norm(h)).
 void short_conv_block(const LayerContext& ctx, const LayerWeights& layer, int64_t conv_layer);

@@ -1,6 +1,3 @@
-#include <algorithm>
-
-#include "base/parallel.h"
 #include "model/layers.h"
 
 namespace lfm {
@@ -8,17 +5,12 @@ namespace lfm {
 void mlp_block(const LayerContext& ctx, const LayerWeights& layer) {
   Workspace& ws = ctx.ws;
   const int64_t width = ctx.config.intermediate_size;
-  rms_norm_rows(ctx, ws.hidden.data(), layer.ffn_norm, ws.normed.data());
-  layer.w13->forward(ws.normed.data(), ctx.tokens, ws.projected.data(), false, ws.linear);
-  // Cut within rows too, so that a single token uses all threads.
-  constexpr int64_t kPiece = 1024;
-  const int64_t pieces = (width + kPiece - 1) / kPiece;
-  parallel_for(ctx.tokens * pieces, [&](int64_t i) {
-    const int64_t row = i / pieces, begin = i % pieces * kPiece;
-    const float* gate = ws.projected.data() + row * 2 * width + begin;
-    ctx.kernels.silu_mul(gate, gate + width, std::min(kPiece, width - begin), ws.mixed.data() + row * width + begin);
-  });
-  layer.w2->forward(ws.mixed.data(), ctx.tokens, ws.hidden.data(), true, ws.linear);
+  norm_forward(ctx, layer.ffn_norm, *layer.w13, ws.projected.data());
+  const auto gated = [&](int64_t t, float* out) {
+    const float* gate = ws.projected.data() + t * 2 * width;
+    ctx.kernels.silu_mul(gate, gate + width, width, out);
+  };
+  layer.w2->forward(gated, ctx.tokens, ws.hidden.data(), true, ws.linear);
 }
 
 }  // namespace lfm

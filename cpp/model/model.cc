@@ -29,7 +29,8 @@ void fill_rope(const LayerContext& ctx) {
 
 }  // namespace
 
-Model::Model(ModelConfig config, const TensorSource& source, ComputeType type, int num_threads)
+Model::Model(ModelConfig config, const TensorSource& source, ComputeType type, int num_threads,
+             std::optional<KvType> kv)
     : config_(std::move(config)),
       type_(type),
       isa_(active_isa()),
@@ -37,7 +38,7 @@ Model::Model(ModelConfig config, const TensorSource& source, ComputeType type, i
       num_threads_(num_threads > 0 ? num_threads : usable_cores()) {
   config_.validate();
   const ThreadScope threads(num_threads_);
-  layout_ = std::make_shared<StateLayout>(config_, type == ComputeType::f32 ? DType::f32 : DType::bf16);
+  layout_ = std::make_shared<StateLayout>(config_, kv.value_or(type == ComputeType::f32 ? KvType::f32 : KvType::bf16));
   weights_ = load_weights(config_, source, type, isa_);
 }
 
@@ -82,15 +83,17 @@ void Model::run_layers(const LayerContext& ctx) const {
 
 void Model::write_logits(const LayerContext& ctx, std::span<const SequenceInput> inputs, float* logits) const {
   const int64_t hidden = config_.hidden_size;
-  int64_t rows = 0;
+  std::vector<const float*> rows;
   for (size_t i = 0; i < inputs.size(); ++i) {
     const Segment& s = ctx.segments[i];
-    for (int64_t t = s.count - num_logit_rows(inputs.subspan(i, 1)); t < s.count; ++t, ++rows) {
-      kernels_.rms_norm(ctx.ws.hidden.data() + (s.first + t) * hidden, weights_.embedding_norm.data(), config_.norm_eps,
-                        hidden, ctx.ws.normed.data() + rows * hidden);
+    for (int64_t t = s.count - num_logit_rows(inputs.subspan(i, 1)); t < s.count; ++t) {
+      rows.push_back(ctx.ws.hidden.data() + (s.first + t) * hidden);
     }
   }
-  weights_.head().forward(ctx.ws.normed.data(), rows, logits, false, ctx.ws.linear);
+  const auto normed = [&](int64_t m, float* out) {
+    kernels_.rms_norm(rows[static_cast<size_t>(m)], weights_.embedding_norm.data(), config_.norm_eps, hidden, out);
+  };
+  weights_.head().forward(normed, static_cast<int64_t>(rows.size()), logits, false, ctx.ws.linear);
 }
 
 void Model::forward(std::span<const SequenceInput> inputs, float* logits, Workspace& ws) const {
@@ -151,11 +154,13 @@ void Model::prefill(const SequenceInput& input, float* logits, Workspace& ws, in
   }
 }
 
-void rms_norm_rows(const LayerContext& ctx, const float* h, const std::vector<float>& weight, float* out) {
+void norm_forward(const LayerContext& ctx, const std::vector<float>& weight, const Linear& linear, float* y) {
   const int64_t hidden = ctx.config.hidden_size;
-  parallel_for(ctx.tokens, [&](int64_t t) {
-    ctx.kernels.rms_norm(h + t * hidden, weight.data(), ctx.config.norm_eps, hidden, out + t * hidden);
-  });
+  const float* h = ctx.ws.hidden.data();
+  const auto normed = [&](int64_t t, float* out) {
+    ctx.kernels.rms_norm(h + t * hidden, weight.data(), ctx.config.norm_eps, hidden, out);
+  };
+  linear.forward(normed, ctx.tokens, y, false, ctx.ws.linear);
 }
 
 }  // namespace lfm

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -26,12 +27,14 @@ int64_t num_logit_rows(std::span<const SequenceInput> inputs);
 
 class Model {
  public:
-  // num_threads <= 0: usable_cores().
-  Model(ModelConfig config, const TensorSource& source, ComputeType type, int num_threads);
+  // num_threads <= 0: usable_cores(). kv: type of K and V in states; by default f32 for f32 weights, else bf16.
+  Model(ModelConfig config, const TensorSource& source, ComputeType type, int num_threads,
+        std::optional<KvType> kv = {});
 
   const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return weights_; }
   ComputeType compute_type() const { return type_; }
+  KvType kv_type() const { return layout_->kv_type; }
   int num_threads() const { return num_threads_; }
   std::string_view isa() const { return isa_name(isa_); }
 

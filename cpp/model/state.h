@@ -6,17 +6,17 @@
 #include <vector>
 
 #include "base/buffer.h"
-#include "base/dtype.h"
+#include "kernels/kv_page.h"
 #include "model/config.h"
 
 namespace lfm {
 
 // Where things lie inside one KV page, which holds kPage tokens of every attention layer:
-// [attention layer][kv head][K then V], element layout as in kernels.h.
+// [attention layer][kv head][K then V], each laid out as in kv_page.h.
 struct StateLayout {
-  StateLayout(const ModelConfig& config, DType kv_dtype);
+  StateLayout(const ModelConfig& config, KvType kv_type);
 
-  DType kv_dtype;  // f32 or bf16
+  KvType kv_type;
   int64_t head_dim, kv_heads, attention_layers;
   int64_t conv_layers, conv_past, hidden;  // conv state: [conv layer][conv_past = taps - 1][hidden] fp32
   size_t k_bytes, v_bytes, page_bytes;
@@ -43,6 +43,7 @@ class SequenceState {
 
   std::byte* page(int64_t i) { return pages_[static_cast<size_t>(i)]->data(); }
   const std::byte* page(int64_t i) const { return pages_[static_cast<size_t>(i)]->data(); }
+  const std::byte* const* pages() const { return page_data_.data(); }  // [num_pages()], until the next reserve()
   int64_t num_pages() const { return static_cast<int64_t>(pages_.size()); }
 
   float* conv(int64_t conv_layer) { return conv_.data() + conv_layer * layout_->conv_past * layout_->hidden; }
@@ -57,6 +58,7 @@ class SequenceState {
   std::shared_ptr<const StateLayout> layout_;
   int64_t length_ = 0;
   std::vector<std::shared_ptr<Page>> pages_;
+  std::vector<const std::byte*> page_data_;  // of pages_
   Buffer<float> conv_;
 };
 

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
+#include <vector>
 
 #include "base/buffer.h"
 #include "kernels/linear.h"
@@ -9,14 +11,27 @@
 
 namespace lfm {
 
+// Queries of one KV head: `count` tokens of a segment from `token` on. One task computes the blocks [begin, end) of
+// positions; what several tasks compute apart is merged afterwards, in the order of positions.
+struct AttentionTask {
+  int64_t segment, kv_head, token, count;
+  int64_t begin, end;
+  int64_t partial;  // index of the result among the partial buffers, or -1: the task writes the output
+};
+
+// The same in every layer of a pass.
+struct AttentionPlan {
+  std::vector<AttentionTask> tasks, merges;
+  int64_t partials = 0;
+};
+
 struct Workspace {
-  Buffer<float> hidden;       // [tokens, hidden]: the residual stream h
-  Buffer<float> normed;       // [tokens, hidden]
-  Buffer<float> projected;    // [tokens, widest fused projection]: B C x, q k v, or w1 w3
-  Buffer<float> mixed;        // [tokens, widest input of an output projection]
-  Buffer<float> rope;         // [tokens, head_dim]: cos, then sin, of each token's position
-  Buffer<float> attention;    // softmax states, gathered queries and scores
-  Buffer<int64_t> visible;    // [threads, rows of a query tile]
+  Buffer<float> hidden;         // [tokens, hidden]: the residual stream h
+  Buffer<float> projected;      // [tokens, widest fused projection]: B C x, q k v, or w1 w3
+  Buffer<float> mixed;          // [tokens, widest input of an output projection]
+  Buffer<float> rope;           // [tokens, head_dim]: cos, then sin, of each token's position
+  Buffer<std::byte> attention;  // softmax states and scores
+  AttentionPlan attention_plan;
   Buffer<float> conv_states;  // copies from before the pass, to go back to on an error
   LinearScratch linear;
 
@@ -24,9 +39,8 @@ struct Workspace {
   void ensure(const ModelConfig& c, int64_t tokens) {
     const auto n = static_cast<size_t>(tokens);
     hidden.ensure(n * c.hidden_size);
-    normed.ensure(n * c.hidden_size);
     projected.ensure(n * std::max({3 * c.hidden_size, c.query_width() + 2 * c.kv_width(), 2 * c.intermediate_size}));
-    mixed.ensure(n * std::max({c.hidden_size, c.query_width(), c.intermediate_size}));
+    mixed.ensure(n * std::max(c.hidden_size, c.query_width()));
     rope.ensure(n * c.head_dim);
   }
 };

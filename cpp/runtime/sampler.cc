@@ -16,6 +16,12 @@ bool more_probable(const Candidate& a, const Candidate& b) {
   return a.probability != b.probability ? a.probability > b.probability : a.token < b.token;
 }
 
+void apply_mask(std::span<float> logits, const uint32_t* mask) {
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if ((mask[i / 32] >> (i % 32) & 1) == 0) logits[i] = kMinusInf;
+  }
+}
+
 }  // namespace
 
 void SamplingParams::validate() const {
@@ -89,13 +95,14 @@ const std::vector<Candidate>& Sampler::candidates(std::span<float> logits) {
   return candidates_;
 }
 
-int32_t Sampler::sample(std::span<float> logits, std::span<const int32_t> history,
-                        std::span<const int32_t> suppressed) {
+int32_t Sampler::sample(std::span<float> logits, std::span<const int32_t> history, std::span<const int32_t> suppressed,
+                        const uint32_t* mask) {
   bool nan = false;
   for (const float logit : logits) nan |= std::isnan(logit);
   if (nan) throw std::runtime_error("the model gave NaN logits");
   penalize(logits, history);
   for (const int32_t token : suppressed) logits[token] = kMinusInf;
+  if (mask != nullptr) apply_mask(logits, mask);
   if (!params_.do_sample) {
     const auto best = std::max_element(logits.begin(), logits.end());
     if (!std::isfinite(*best)) throw std::runtime_error("no token has a finite logit");

@@ -1,5 +1,5 @@
 // From logits to a token, with transformers' processors in transformers' order: repetition penalty, minimum length,
-// temperature, top-k, top-p, min-p, then a draw (or the argmax).
+// mask of allowed tokens (prefix_allowed_tokens_fn), temperature, top-k, top-p, min-p, then a draw (or the argmax).
 #pragma once
 
 #include <cstdint>
@@ -33,8 +33,10 @@ class Sampler {
   explicit Sampler(const SamplingParams& params) : params_(params) { params.validate(); }
 
   // history: prompt and generated tokens; logits[vocab] are changed in place. `suppressed` tokens cannot be chosen.
+  // mask: nullptr, or one bit per token, ceil(vocab / 32) words, low bit first; tokens whose bit is 0 cannot be chosen.
   // The draw is numbered by history.size(). Throws std::runtime_error on NaN, or when no logit is finite.
-  int32_t sample(std::span<float> logits, std::span<const int32_t> history, std::span<const int32_t> suppressed);
+  int32_t sample(std::span<float> logits, std::span<const int32_t> history, std::span<const int32_t> suppressed,
+                 const uint32_t* mask = nullptr);
 
   // The candidates that sample() draws from, most probable first (ties: lowest id); for do_sample.
   const std::vector<Candidate>& candidates(std::span<float> logits);

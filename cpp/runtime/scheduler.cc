@@ -29,7 +29,7 @@ int64_t Scheduler::add(std::vector<int32_t> prompt, const RequestParams& params)
   }
   const auto prompt_length = static_cast<int64_t>(prompt.size());
   requests_.push_back(std::unique_ptr<Request>(new Request{next_id_, std::move(prompt), prompt_length, 0, params,
-                                                           Sampler(params.sampling), model_->new_state()}));
+                                                           Sampler(params.sampling), model_->new_state(), nullptr}));
   return next_id_++;
 }
 
@@ -37,14 +37,54 @@ void Scheduler::cancel(int64_t request) {
   std::erase_if(requests_, [request](const auto& r) { return r->id == request; });
 }
 
+Scheduler::Request& Scheduler::running(int64_t request) {
+  const auto found = std::find_if(requests_.begin(), requests_.end(), [&](const auto& r) { return r->id == request; });
+  check(found != requests_.end(), "request ", request, " is not running");
+  return **found;
+}
+
+StepEvent Scheduler::take(Request& r, int32_t token) {
+  r.tokens.push_back(token);
+  const std::span<const int32_t> eos = r.params.eos_token_ids;
+  FinishReason finish = FinishReason::none;
+  if (std::find(eos.begin(), eos.end(), token) != eos.end()) {
+    finish = FinishReason::stop;
+  } else if (static_cast<int64_t>(r.tokens.size()) - r.prompt_length >= r.params.max_new_tokens) {
+    finish = FinishReason::length;
+  }
+  return {r.id, token, finish, {}};
+}
+
+void Scheduler::drop_finished(std::span<const StepEvent> events) {
+  for (const StepEvent& event : events) {
+    if (event.finish != FinishReason::none) cancel(event.request);
+  }
+}
+
+std::vector<StepEvent> Scheduler::append(int64_t request, std::span<const int32_t> tokens) {
+  Request& r = running(request);
+  std::vector<StepEvent> events;
+  if (tokens.empty()) return events;
+  model_->check_tokens(tokens);
+  for (const int32_t token : tokens) {
+    events.push_back(take(r, token));
+    if (events.back().finish != FinishReason::none) break;
+  }
+  drop_finished(events);
+  return events;
+}
+
+void Scheduler::set_mask(int64_t request, const uint32_t* words) { running(request).mask = words; }
+
 std::vector<StepEvent> Scheduler::step() {
-  // Every running request gets its one token; prompts share what the chunk has room for, first come first served.
+  // Every decoding request gets its one token; prompts and appended tokens share what the chunk has room for, first
+  // come first served.
   std::vector<Request*> running;
   std::vector<SequenceInput> inputs;
   int64_t room = chunk_;
   for (const auto& r : requests_) {
     const auto total = static_cast<int64_t>(r->tokens.size());
-    const bool decoding = total > r->prompt_length;
+    const bool decoding = total > r->prompt_length && total - r->processed == 1;
     const int64_t count = decoding ? 1 : std::min(room, total - r->processed);
     if (count == 0) continue;
     if (!decoding) room -= count;
@@ -67,25 +107,15 @@ std::vector<StepEvent> Scheduler::step() {
     const std::span<const int32_t> eos = r.params.eos_token_ids;
     const std::span<float> row(logits, static_cast<size_t>(vocab));
     logits += vocab;
-    int32_t token;
     try {
-      token = r.sampler.sample(row, r.tokens, generated < r.params.min_new_tokens ? eos : std::span<const int32_t>());
+      const auto suppressed = generated < r.params.min_new_tokens ? eos : std::span<const int32_t>();
+      // The mask was known before the forward pass: this is where rows of the head outside it need not exist.
+      events.push_back(take(r, r.sampler.sample(row, r.tokens, suppressed, r.mask)));
     } catch (const std::runtime_error& error) {
       events.push_back({r.id, -1, FinishReason::error, error.what()});
-      continue;
     }
-    r.tokens.push_back(token);
-    FinishReason finish = FinishReason::none;
-    if (std::find(eos.begin(), eos.end(), token) != eos.end()) {
-      finish = FinishReason::stop;
-    } else if (generated + 1 >= r.params.max_new_tokens) {
-      finish = FinishReason::length;
-    }
-    events.push_back({r.id, token, finish, {}});
   }
-  for (const StepEvent& event : events) {
-    if (event.finish != FinishReason::none) cancel(event.request);
-  }
+  drop_finished(events);
   return events;
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -41,6 +42,16 @@ class Scheduler {
   void cancel(int64_t request);  // unknown or finished: ignored
   bool idle() const { return requests_.empty(); }
 
+  // Appends tokens that need no sampling to a running request; they are computed together with its next step. They
+  // count as generated: those after an end-of-sequence token or beyond max_new_tokens are dropped and the request ends.
+  // Returns one event for each token taken. Throws std::invalid_argument for a request that is not running.
+  std::vector<StepEvent> append(int64_t request, std::span<const int32_t> tokens);
+
+  // From now on only tokens whose bit is set can be sampled for this request; nullptr: any. One bit per token,
+  // ceil(vocab / 32) words, low bit first; read at each step, so the caller keeps the words alive and may change them
+  // between steps. Throws std::invalid_argument for a request that is not running.
+  void set_mask(int64_t request, const uint32_t* words);
+
   // One forward pass; the tokens that it gave, in the order in which requests were added.
   std::vector<StepEvent> step();
 
@@ -53,7 +64,12 @@ class Scheduler {
     RequestParams params;
     Sampler sampler;
     SequenceState state;
+    const uint32_t* mask = nullptr;  // not owned
   };
+
+  Request& running(int64_t request);
+  StepEvent take(Request& r, int32_t token);
+  void drop_finished(std::span<const StepEvent> events);
 
   std::shared_ptr<const Model> model_;
   int64_t chunk_;

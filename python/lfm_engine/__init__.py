@@ -1,10 +1,13 @@
 """lfm-engine: native inference for Liquid AI's LFM2 family of hybrid language models."""
 
 from ._core import __version__
+from .chat import ChatOutput, ToolRun
+from .constraint import Constraint
 from .generation import GenerationConfig
 from .model import AutoModelForCausalLM, CausalLM, CausalLMOutput, GenerateOutput
 from .streamers import BaseStreamer, TextIteratorStreamer, TextStreamer
 from .tokenizer import AutoTokenizer
+from .tool_calls import ToolCallError, parse_tool_calls, render_tool_calls, split_tool_calls
 
 __all__ = [
     "AutoModelForCausalLM",
@@ -12,9 +15,16 @@ __all__ = [
     "BaseStreamer",
     "CausalLM",
     "CausalLMOutput",
+    "ChatOutput",
+    "Constraint",
     "GenerateOutput",
     "GenerationConfig",
     "TextIteratorStreamer",
     "TextStreamer",
+    "ToolCallError",
+    "ToolRun",
     "__version__",
+    "parse_tool_calls",
+    "render_tool_calls",
+    "split_tool_calls",
 ]

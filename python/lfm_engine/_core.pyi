@@ -68,9 +68,10 @@ class Model:
         dtype: str,
         device: str = "cpu",
         num_threads: typing.SupportsInt | typing.SupportsIndex = 0,
+        kv_dtype: str = "auto",
     ) -> None:
         """
-        config: checkpoint.ModelConfig; checkpoint: a checkpoint.Checkpoint; dtype: 'float32', 'bfloat16', 'int8' or 'int4'; num_threads: 0 takes the physical cores that this process may use.
+        config: checkpoint.ModelConfig; checkpoint: a checkpoint.Checkpoint; dtype: 'float32', 'bfloat16', 'int8' or 'int4'; num_threads: 0 takes the physical cores that this process may use; kv_dtype: type of K and V in states, 'float32', 'bfloat16', 'int8' or 'auto' (float32 for float32 weights, else bfloat16).
         """
     def export_weights(self) -> tuple:
         """
@@ -100,6 +101,8 @@ class Model:
     def dtype(self) -> str: ...
     @property
     def isa(self) -> str: ...
+    @property
+    def kv_dtype(self) -> str: ...
     @property
     def linear_implementation(self) -> str:
         """
@@ -139,7 +142,19 @@ class Scheduler:
         """
         Adds a request and returns its id.
         """
+    def append(
+        self, request: typing.SupportsInt | typing.SupportsIndex, token_ids: numpy.ndarray
+    ) -> list[tuple[int, int, str]]:
+        """
+        Appends tokens [n] that need no sampling: they count as generated and are computed with the next step. Returns one event, as from step(), for each token taken: none after the one that ends the request.
+        """
     def cancel(self, request: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def set_mask(
+        self, request: typing.SupportsInt | typing.SupportsIndex, mask: numpy.ndarray | None
+    ) -> None:
+        """
+        Only tokens whose bit is set can be sampled from now on; None: any. uint32 [ceil(vocab / 32)], low bit first; not copied, read at each step.
+        """
     def step(self) -> list[tuple[int, int, str]]:
         """
         One forward pass; returns (request, token, finish) with finish '', 'stop', 'length' or 'error: ...' (token -1).

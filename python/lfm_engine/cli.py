@@ -109,7 +109,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_engine_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or int8")
+    command.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, int8 or int4")
+    command.add_argument(
+        "--kv-dtype", default="auto", help="of keys and values: auto, float32, bfloat16 or int8"
+    )
     command.add_argument("--threads", type=int, metavar="N", help="default: this process's cores")
 
 
@@ -218,7 +221,10 @@ class _Session:
         from lfm_engine import AutoModelForCausalLM
 
         self._model = AutoModelForCausalLM.from_pretrained(
-            options.model, dtype=options.dtype, num_threads=options.threads
+            options.model,
+            dtype=options.dtype,
+            num_threads=options.threads,
+            kv_dtype=options.kv_dtype,
         )
 
     def chat_ids(self, messages: list[dict[str, str]]) -> Any:

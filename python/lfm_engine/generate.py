@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from . import _core
 from .checkpoint import ModelConfig
+from .constraint import Constraint, as_mask
 from .generation import GenerationConfig
 from .inputs import Ids, Prompts
 from .streamers import IncrementalDecoder, StopStringMatcher
@@ -24,11 +25,14 @@ class GenerateOutput:
 
     Attributes:
         sequences: int64 [batch, prompt + new tokens], or a list of 1-D arrays.
-        finish_reasons: per sequence "stop" (end-of-sequence token or stop string) or "length".
+        finish_reasons: per sequence "stop" (end-of-sequence token, stop string, or the end of a
+            constraint) or "length".
+        new_tokens: per sequence how many tokens were generated; padding does not count.
     """
 
     sequences: npt.NDArray[np.int64] | list[npt.NDArray[np.int64]]
     finish_reasons: list[str]
+    new_tokens: list[int]
 
 
 @dataclass
@@ -37,17 +41,66 @@ class _Row:
 
     decoder: IncrementalDecoder | None
     matcher: StopStringMatcher | None
+    constraint: Constraint | None
+    mask: npt.NDArray[np.uint32]  # holds the constraint's answer where it is no bitmask
     tokens: list[int] = field(default_factory=list)
     finish: str = ""
 
     def take(self, token: int, finish: str) -> None:
         self.tokens.append(token)
         self.finish = finish
+        if finish != "stop" and self.constraint is not None:
+            self.constraint.accept(token)
         if finish or self.decoder is None or self.matcher is None:
             return
         # Incomplete characters wait: a stop string is text, not bytes.
         if self.matcher.push(self.decoder.push(token)):
             self.finish = "stop"
+
+
+class _Generation:
+    """The scheduler with the rows of one call: passes tokens out and constraints in."""
+
+    def __init__(self, core: _core.Model, vocab_size: int, streamer: Any) -> None:
+        self.scheduler = _core.Scheduler(core)
+        self.rows: dict[int, _Row] = {}
+        self._vocab_size = vocab_size
+        self._streamer = streamer
+
+    def run(self) -> None:
+        for request in self.rows:
+            self._constrain(request)
+        while not self.scheduler.idle:
+            for request, token, finish in self.scheduler.step():
+                self._take(request, token, finish)
+                self._constrain(request)
+
+    def _take(self, request: int, token: int, finish: str) -> None:
+        if finish.startswith("error"):
+            raise RuntimeError(f"generation failed: {finish.removeprefix('error: ')}")
+        row = self.rows[request]
+        row.take(token, finish)
+        if row.finish and not finish:
+            self.scheduler.cancel(request)
+        if self._streamer is not None:
+            self._streamer.put(np.array([token], np.int64))
+
+    def _constrain(self, request: int) -> None:
+        """Append what is certain, then say what may be sampled next."""
+        row = self.rows[request]
+        if row.constraint is None:
+            return
+        while not row.finish and (forced := row.constraint.forced()):
+            for _, token, finish in self.scheduler.append(request, np.asarray(forced)):
+                self._take(request, token, finish)
+                if row.finish:
+                    break
+        if not row.finish and row.constraint.is_finished:
+            row.finish = "stop"
+            self.scheduler.cancel(request)
+        if not row.finish:
+            mask = as_mask(row.constraint.allowed(), self._vocab_size, row.mask)
+            self.scheduler.set_mask(request, mask)
 
 
 def run_requests(
@@ -58,8 +111,12 @@ def run_requests(
     *,
     streamer: Any = None,
     tokenizer: Any = None,
+    constraints: Sequence[Constraint | None] | None = None,
 ) -> Any:
-    """Generate for every prompt; see `CausalLM.generate` for the arguments and the result."""
+    """Generate for every prompt; see `CausalLM.generate` for the arguments and the result.
+
+    `constraints` holds one for each prompt.
+    """
     if streamer is not None and len(prompts.rows) > 1:
         raise ValueError("streamer works with one prompt, not with a batch")
     if config.stop_strings and tokenizer is None:
@@ -71,14 +128,11 @@ def run_requests(
             RuntimeWarning,
             stacklevel=3,
         )
-    eos = list(config.stop_ids(model_config.eos_token_id))
-    if config.eos_token_id is None:
-        # A checkpoint may name more special tokens than its vocabulary holds.
-        eos = [i for i in eos if i < model_config.vocab_size]
+    eos = end_ids(config, model_config)
     seed = secrets.randbits(64) if config.seed is None else config.seed
 
-    scheduler = _core.Scheduler(core)
-    rows: dict[int, _Row] = {}
+    vocab_size = model_config.vocab_size
+    generation = _Generation(core, vocab_size, streamer)
     for stream, prompt in enumerate(prompts.rows):
         limit = config.new_token_limit(prompt.size, model_config.max_position_embeddings)
         if limit < 1:
@@ -86,7 +140,7 @@ def run_requests(
                 f"the prompt has {prompt.size} tokens and leaves no room in the model's context "
                 f"of {model_config.max_position_embeddings}"
             )
-        request = scheduler.add(
+        request = generation.scheduler.add(
             prompt,
             max_new_tokens=limit,
             min_new_tokens=config.min_new_tokens or 0,
@@ -101,30 +155,35 @@ def run_requests(
             stream=stream,
         )
         strings = config.stop_strings
-        rows[request] = _Row(
+        generation.rows[request] = _Row(
             IncrementalDecoder(tokenizer) if strings else None,
             StopStringMatcher(strings) if strings else None,
+            constraints[stream] if constraints else None,
+            np.empty((vocab_size + 31) // 32, np.uint32),
         )
 
     if streamer is not None:
         streamer.put(prompts.rows[0][None, :])
-    while not scheduler.idle:
-        for request, token, finish in scheduler.step():
-            if finish.startswith("error"):
-                raise RuntimeError(f"generation failed: {finish.removeprefix('error: ')}")
-            row = rows[request]
-            row.take(token, finish)
-            if row.finish and not finish:
-                scheduler.cancel(request)
-            if streamer is not None:
-                streamer.put(np.array([token], np.int64))
+    generation.run()
     if streamer is not None:
         streamer.end()
 
-    sequences = _assemble(prompts, list(rows.values()), _pad_id(config, model_config, eos))
+    rows = list(generation.rows.values())
+    sequences = _assemble(prompts, rows, _pad_id(config, model_config, eos))
     if not config.return_dict_in_generate:
         return sequences
-    return GenerateOutput(sequences, [row.finish for row in rows.values()])
+    return GenerateOutput(
+        sequences, [row.finish for row in rows], [len(row.tokens) for row in rows]
+    )
+
+
+def end_ids(config: GenerationConfig, model_config: ModelConfig) -> list[int]:
+    """The ids that end a sequence."""
+    ids = list(config.stop_ids(model_config.eos_token_id))
+    if config.eos_token_id is None:
+        # A checkpoint may name more special tokens than its vocabulary holds.
+        ids = [i for i in ids if i < model_config.vocab_size]
+    return ids
 
 
 def _pad_id(config: GenerationConfig, model_config: ModelConfig, eos: Sequence[int]) -> int:

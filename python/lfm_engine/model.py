@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from .chat import ToolRun, chat, run_tools
+from .chat_template import Message
 from .checkpoint import (
     Checkpoint,
     ModelConfig,
@@ -20,9 +23,11 @@ from .checkpoint import (
     StoredTensor,
     open_checkpoint,
 )
-from .generate import GenerateOutput, run_requests
+from .constraint import Constraint
+from .generate import GenerateOutput, end_ids, run_requests
 from .generation import GenerationConfig
 from .inputs import read_prompts
+from .response_format import make_constraints
 
 __all__ = ["AutoModelForCausalLM", "CausalLM", "CausalLMOutput", "GenerateOutput"]
 
@@ -116,6 +121,11 @@ class CausalLM:
         return self.core.dtype
 
     @property
+    def kv_dtype(self) -> str:
+        """Type that states keep K and V in: "float32", "bfloat16" or "int8"."""
+        return self.core.kv_dtype
+
+    @property
     def device(self) -> str:
         """Where the model computes; always "cpu" in this build."""
         return "cpu"
@@ -180,16 +190,31 @@ class CausalLM:
         attention_mask: Any = None,
         streamer: Any = None,
         tokenizer: Any = None,
+        response_format: Any = None,
+        constraint: Constraint | Sequence[Constraint] | None = None,
+        prefix_allowed_tokens_fn: Callable[[int, Any], Sequence[int]] | None = None,
         **options: Any,
     ) -> Any:
         """Continue prompts; all of them run together, packed without padding.
+
+        The output can be constrained, in one of three ways. Text that is certain costs no model
+        step, and what cannot be kept raises: nothing goes on unconstrained.
+
+            model.generate(ids, response_format={"type": "choice", "choice": ["yes", "no"]},
+                           tokenizer=tokenizer)
 
         Args:
             input_ids: [batch, sequence], [sequence], or a list of prompts of different lengths.
             generation_config: in place of the model's own.
             attention_mask: [batch, sequence], 0 for padding on the left.
             streamer: gets the prompt and each token (`put`, `end`); one prompt only.
-            tokenizer: needed for `stop_strings`.
+            tokenizer: needed for `stop_strings` and `response_format`.
+            response_format: {"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}},
+                as at OpenAI; "json_object", "regex", "choice" and "lark" too, see
+                `response_format.response_grammar`. The new text of each row matches it, unless it
+                ends by "length" or a stop string first.
+            constraint: your own rule of what may come next, one for each prompt.
+            prefix_allowed_tokens_fn: as in transformers: (row, ids so far [length]) to allowed ids.
             **options: any of `GenerationConfig`, going before it.
 
         Returns:
@@ -198,22 +223,143 @@ class CausalLM:
             `return_dict_in_generate` a `GenerateOutput` that holds this in `.sequences`.
 
         Raises:
-            ValueError: bad ids or options, a prompt over the context; the message names which.
+            ValueError: bad ids or options, a prompt over the context, a response format that is
+                malformed, not supported or impossible; the message names which.
             TypeError: an option that does not exist.
+            RuntimeError: a constraint allows no token, or a grammar outgrows its limits.
         """
         try:
             config = generation_config or self.generation_config
             # None takes the checkpoint's value, as everywhere in GenerationConfig.
             config = config.merged(**options)
             prompts = read_prompts(input_ids, attention_mask)
+            constraints = make_constraints(
+                prompts,
+                response_format=response_format,
+                constraint=constraint,
+                prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+                tokenizer=tokenizer,
+                vocab_size=self.config.vocab_size,
+                eos_ids=end_ids(config, self.config),
+            )
             return run_requests(
-                self.core, self.config, config, prompts, streamer=streamer, tokenizer=tokenizer
+                self.core,
+                self.config,
+                config,
+                prompts,
+                streamer=streamer,
+                tokenizer=tokenizer,
+                constraints=constraints,
             )
         except BaseException as error:
             # A consumer in another thread would wait for ever.
             if streamer is not None and hasattr(streamer, "fail"):
                 streamer.fail(error)
             raise
+
+    def chat(
+        self,
+        messages: Sequence[Any],
+        *,
+        tokenizer: Any,
+        tools: Sequence[Any] | None = None,
+        tool_choice: Any = "auto",
+        parallel_tool_calls: bool = True,
+        response_format: Any = None,
+        generation_config: GenerationConfig | None = None,
+        chat_template: str | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        streamer: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Answer a conversation: render its prompt, generate, parse.
+
+            answer = model.chat([{"role": "user", "content": "Weather in Paris?"}],
+                                tokenizer=tokenizer, tools=[get_weather])
+            answer.tool_calls  # [{"name": "get_weather", "arguments": {"city": "Paris"}}]
+
+        Calls of tools are constrained: they parse, name a tool, and their arguments have the types
+        that the tool's schema says.
+
+        Args:
+            messages: `{"role": ..., "content": ...}` each; or a list of conversations, answered
+                together.
+            tokenizer: ours or a fast one of transformers, with a chat template.
+            tools: functions with type hints and a docstring, or JSON schemas (OpenAI's form).
+            tool_choice: "auto" (text, calls or both), "required" (calls), "none" (text), or
+                `{"type": "function", "function": {"name": ...}}` (one call of this one).
+            parallel_tool_calls: whether an answer may hold several calls.
+            response_format: as in `generate`; with `tool_choice="auto"` the answer either has this
+                format or is a list of calls, with "required" and a function it is always calls.
+            generation_config: in place of the model's own.
+            chat_template: Jinja source, or the name of one of the checkpoint's templates.
+            template_variables: whatever the template reads besides.
+            streamer: gets the prompt's and the answer's tokens; one conversation only.
+            **options: any of `GenerationConfig`. An answer has 1024 tokens at most unless
+                `max_new_tokens` or `max_length` is given, here or by the checkpoint.
+
+        Returns:
+            A `ChatOutput`, or a list of them for a list of conversations.
+
+        Raises:
+            ValueError: malformed messages, tools, tool_choice or options; a tool's schema that is
+                not supported; a prompt over the context.
+        """
+        return chat(
+            self,
+            messages,
+            tokenizer=tokenizer,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            response_format=response_format,
+            generation_config=generation_config,
+            chat_template=chat_template,
+            template_variables=template_variables,
+            streamer=streamer,
+            **options,
+        )
+
+    def run_tools(
+        self,
+        messages: Sequence[Message],
+        *,
+        tokenizer: Any,
+        tools: Sequence[Any],
+        functions: Mapping[str, Callable[..., Any]] | None = None,
+        max_steps: int = 8,
+        tool_choice: Any = "auto",
+        **options: Any,
+    ) -> ToolRun:
+        """Answer, run the tools that the answer calls, and answer again with their results.
+
+            run = model.run_tools([{"role": "user", "content": "Weather in Paris?"}],
+                                  tokenizer=tokenizer, tools=[get_weather])
+            run.text, run.messages
+
+        The calls of an answer run in order. What a tool returns goes to the model as text (JSON
+        unless it is a string), and so does the exception that it raises.
+
+        Args:
+            tools: functions, or JSON schemas of those in `functions`.
+            functions: by the name of their tool.
+            max_steps: answers at most; the calls of the last one are not run.
+            tool_choice: for the first answer; later ones are free unless it is "none".
+            **options: as in `chat`.
+
+        Raises:
+            ValueError: as `chat`; a tool has no function.
+        """
+        return run_tools(
+            self,
+            messages,
+            tokenizer=tokenizer,
+            tools=tools,
+            functions=functions,
+            max_steps=max_steps,
+            tool_choice=tool_choice,
+            **options,
+        )
 
     def save_packed(self, path: str | os.PathLike[str], tokenizer: Any = None) -> None:
         """Write the whole model as one file that opens in milliseconds, for any CPU.
@@ -257,6 +403,7 @@ class AutoModelForCausalLM:
         dtype: Any = "auto",
         device: str = "cpu",
         num_threads: int | None = None,
+        kv_dtype: Any = "auto",
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
@@ -276,6 +423,8 @@ class AutoModelForCausalLM:
                 bfloat16). torch dtypes work too.
             device: "cpu".
             num_threads: default: the physical cores that this process may use.
+            kv_dtype: type that states keep K and V in: "float32", "bfloat16", "int8" (one scale per
+                token and head), or "auto": float32 for float32 weights, else bfloat16.
             revision, cache_dir, local_files_only, token: as in huggingface_hub.
             gguf_file: which file of a folder or repository of .gguf files.
             progress: show a progress bar; None for terminals and models that take a moment.
@@ -284,7 +433,8 @@ class AutoModelForCausalLM:
 
         Raises:
             OSError: not found, or no network; one line that names what was asked for.
-            ValueError: the files are corrupt or of an unsupported kind; names file and tensor.
+            ValueError: the files are corrupt or of an unsupported kind (names file and tensor), or
+                an argument is not one of those above.
         """
         _check_num_threads(num_threads)
         with open_checkpoint(
@@ -309,7 +459,14 @@ class AutoModelForCausalLM:
             checkpoint.will_be_used()
             with _WithProgress(checkpoint, name, progress) as source:
                 try:
-                    core = _core.Model(checkpoint.config, source, name, device, num_threads or 0)
+                    core = _core.Model(
+                        checkpoint.config,
+                        source,
+                        name,
+                        device,
+                        num_threads or 0,
+                        str(kv_dtype).removeprefix("torch."),
+                    )
                 except ValueError as error:
                     # The core knows tensors, not files.
                     file = str(checkpoint.path)

@@ -45,6 +45,33 @@ def tool_schemas(tools: Sequence[Any] | None) -> list[dict[str, Any]] | None:
     return [_as_schema(tool, index) for index, tool in enumerate(tools)]
 
 
+def function_schemas(tools: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """Return each tool's `{"name": ..., "parameters": {...}}` by its name.
+
+    Tools are as in `tool_schemas`; OpenAI's `{"type": "function", "function": {...}}` and the inner
+    mapping alone are the same.
+
+    Raises:
+        ValueError: as `tool_schemas`; a tool has no name, the name of another, or parameters that
+            are no object.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for index, tool in enumerate(tool_schemas(tools) or ()):
+        function = tool.get("function", tool)
+        name = function.get("name") if isinstance(function, Mapping) else None
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"tools[{index}] has no name")
+        if name in found:
+            raise ValueError(f"tools[{index}]: there are two tools named {name}")
+        parameters = function.get("parameters") or {}
+        if not isinstance(parameters, Mapping):
+            raise ValueError(f"tool {name}: parameters must be a JSON schema (dict)")
+        if not isinstance(parameters.get("properties", {}), Mapping):
+            raise ValueError(f"tool {name}: properties must be a dict")
+        found[name] = {**function, "parameters": dict(parameters)}
+    return found
+
+
 def _as_schema(tool: Any, index: int) -> dict[str, Any]:
     if isinstance(tool, dict):
         return tool

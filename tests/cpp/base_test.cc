@@ -53,7 +53,7 @@ TEST(Parallel, EveryIndexOnce) {
     for (const int64_t n : {0, 1, 2, 15, 16, 17, 33, 100}) {
       std::vector<int> hits(static_cast<size_t>(n));  // each index has one writer, or the test fails
       parallel_for(n, [&](int64_t i) { ++hits[static_cast<size_t>(i)]; });
-      parallel_for_dynamic(n, [&](int64_t i) { ++hits[static_cast<size_t>(i)]; });
+      parallel_for_dynamic(n, 1 + n % 3, [&](int64_t i) { ++hits[static_cast<size_t>(i)]; });
       EXPECT_EQ(hits, std::vector<int>(hits.size(), 2)) << n << " items, " << threads << " threads";
       for (const int64_t grain : {1, 4, 16, 50}) {
         std::vector<int> covered(static_cast<size_t>(n));

@@ -191,7 +191,7 @@ TEST_P(ModelTest, LogitsEqualThePlainForward) {
         ASSERT_TRUE(close(&logits[t * 97], want[t].data(), 97, 1e-4)) << "token " << t;
       }
     } else {
-      EXPECT_LT(relative_error(logits, want), type == ComputeType::bf16 ? 0.02 : 0.05) << compute_type_name(type);
+      EXPECT_LT(relative_error(logits, want), type == ComputeType::bf16 ? 0.02 : 0.06) << compute_type_name(type);
     }
   }
 }

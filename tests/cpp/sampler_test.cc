@@ -131,6 +131,48 @@ TEST(Sampler, GreedyTakesTheLowestIdOfATie) {
   EXPECT_EQ(greedy.sample(one, {}, {}), 1);
 }
 
+TEST(Sampler, TokensOutsideTheMaskAreNeverChosen) {
+  Rng rng(91);
+  for (const int64_t vocab : {1, 31, 32, 33, 97}) {
+    std::vector<uint32_t> mask(static_cast<size_t>((vocab + 31) / 32));
+    const auto allowed = [&](int64_t i) { return (mask[static_cast<size_t>(i / 32)] >> (i % 32) & 1) != 0; };
+    for (int round = 0; round < 40; ++round) {
+      std::vector<float> logits(static_cast<size_t>(vocab));
+      for (float& logit : logits) logit = static_cast<float>(rng.below(2000)) / 100.0f - 10.0f;
+      for (uint32_t& word : mask) word = static_cast<uint32_t>(rng.below(int64_t{1} << 32));
+      const int64_t one = rng.below(vocab);
+      mask[static_cast<size_t>(one / 32)] |= uint32_t{1} << (one % 32);
+      const std::vector<int32_t> history = rng.tokens(5, vocab);
+      SamplingParams p;
+      p.repetition_penalty = 1.5f;
+      // The penalty comes first: it can move the argmax among the allowed.
+      int64_t best = -1;
+      const auto penalized = [&](int64_t i) {
+        const float logit = logits[static_cast<size_t>(i)];
+        if (std::find(history.begin(), history.end(), i) == history.end()) return logit;
+        return logit < 0 ? logit * 1.5f : logit / 1.5f;
+      };
+      for (int64_t i = 0; i < vocab; ++i) {
+        if (allowed(i) && (best < 0 || penalized(i) > penalized(best))) best = i;
+      }
+      std::vector<float> row = logits;
+      ASSERT_EQ(Sampler(p).sample(row, history, {}, mask.data()), best);
+      p.do_sample = true;
+      p.seed = static_cast<uint64_t>(round);
+      p.top_k = rng.below(2) * 5;
+      p.temperature = 5.0f;
+      row = logits;
+      ASSERT_TRUE(allowed(Sampler(p).sample(row, history, {}, mask.data())));
+    }
+    std::vector<float> logits(static_cast<size_t>(vocab), 1.0f);
+    std::fill(mask.begin(), mask.end(), 0u);
+    EXPECT_THROW(Sampler(SamplingParams{}).sample(logits, {}, {}, mask.data()), std::runtime_error);
+    const std::vector<int32_t> suppressed = {0};
+    mask[0] = 1;  // what is allowed may be suppressed: nothing is left
+    EXPECT_THROW(Sampler(SamplingParams{}).sample(logits, {}, suppressed, mask.data()), std::runtime_error);
+  }
+}
+
 TEST(Sampler, TopKKeepsTiesWithTheLast) {
   SamplingParams p;
   p.do_sample = true;

@@ -137,6 +137,91 @@ TEST(Scheduler, EndOfSequenceAndMinimumLength) {
   EXPECT_EQ(alone(model, prompt, params).tokens, stopped.tokens);
 }
 
+TEST(Scheduler, AppendedTokensEqualSampledOnes) {
+  for (const ComputeType type : {ComputeType::f32, ComputeType::bf16, ComputeType::int8}) {
+    const auto model = tiny_model(lfm2_config(), 61).load(type);
+    Rng rng(62);
+    for (const int64_t chunk : {1, 4, 500}) {
+      for (int round = 0; round < 6; ++round) {
+        const std::vector<int32_t> prompt = rng.tokens(1 + rng.below(40), kVocab);
+        RequestParams params = greedy(30);
+        params.sampling.do_sample = true;
+        params.sampling.repetition_penalty = 1.1f;
+        params.sampling.seed = static_cast<uint64_t>(round);
+        const Result plain = alone(model, prompt, params);
+        Scheduler scheduler(model, chunk);
+        scheduler.add(rng.tokens(9, kVocab), greedy(25));  // a neighbour
+        const int64_t id = scheduler.add(prompt, params);
+        Result got;
+        const auto append = [&] {  // now and then some tokens that would come anyway
+          const auto at = static_cast<int64_t>(got.tokens.size());
+          const auto first = plain.tokens.begin() + at;
+          const std::vector<int32_t> next(first, first + std::min<int64_t>(rng.below(9), 30 - at));
+          for (const StepEvent& event : scheduler.append(id, next)) {
+            ASSERT_EQ(event.request, id);
+            got.tokens.push_back(event.token);
+            got.finish = event.finish;
+          }
+        };
+        append();
+        while (got.finish == FinishReason::none) {
+          for (const StepEvent& event : scheduler.step()) {
+            if (event.request != id) continue;
+            got.tokens.push_back(event.token);
+            got.finish = event.finish;
+            if (got.finish == FinishReason::none && rng.below(2) == 0) append();
+          }
+        }
+        ASSERT_EQ(got.tokens, plain.tokens);
+        ASSERT_EQ(got.finish, FinishReason::length);
+        EXPECT_TRUE(throws_naming("is not running", [&] { scheduler.append(id, prompt); }));
+        while (!scheduler.idle()) scheduler.step();
+      }
+    }
+  }
+}
+
+TEST(Scheduler, AppendedTokensEndARequest) {
+  const auto model = tiny_model(lfm2_config(), 63).load(ComputeType::f32);
+  RequestParams params = greedy(4);
+  params.eos_token_ids = {7};
+  const std::vector<int32_t> stop = {5, 7, 6}, length = {5, 6, 5, 6, 5};
+  for (const auto& [tokens, finish] : {std::pair{stop, FinishReason::stop}, {length, FinishReason::length}}) {
+    Scheduler scheduler(model, 16);
+    const int64_t id = scheduler.add({1, 2, 3}, params);
+    EXPECT_TRUE(scheduler.append(id, {}).empty());
+    EXPECT_TRUE(throws_naming("97", [&] { scheduler.append(id, std::vector<int32_t>{5, 97}); }));
+    const std::vector<StepEvent> events = scheduler.append(id, tokens);
+    EXPECT_EQ(events.size(), finish == FinishReason::stop ? 2u : 4u);
+    EXPECT_EQ(events.back().finish, finish);
+    EXPECT_TRUE(scheduler.idle());
+    EXPECT_TRUE(throws_naming("is not running", [&] { scheduler.set_mask(id, nullptr); }));
+  }
+}
+
+TEST(Scheduler, AMaskBelongsToItsRequest) {
+  const auto model = tiny_model(lfm2_config(), 64).load(ComputeType::f32);
+  const std::vector<int32_t> prompt = Rng(65).tokens(20, kVocab);
+  const Result plain = alone(model, prompt, greedy(6));
+  Scheduler scheduler(model, 8);
+  const int64_t masked = scheduler.add(prompt, greedy(6)), free = scheduler.add(prompt, greedy(6));
+  std::vector<uint32_t> mask = {0, 1, 0, 1};  // tokens 32 and 96
+  scheduler.set_mask(masked, mask.data());
+  std::map<int64_t, std::vector<int32_t>> got;
+  while (!scheduler.idle()) {
+    for (const StepEvent& event : scheduler.step()) {
+      got[event.request].push_back(event.token);
+      if (event.request != masked) continue;
+      if (got[masked].size() == 2) mask = {4, 0, 0, 0};  // changed in place
+      if (got[masked].size() == 4) scheduler.set_mask(masked, nullptr);
+    }
+  }
+  EXPECT_EQ(got[free], plain.tokens);
+  for (const size_t i : {0, 1}) EXPECT_TRUE(got[masked][i] == 32 || got[masked][i] == 96);
+  for (const size_t i : {2, 3}) EXPECT_EQ(got[masked][i], 2);
+  EXPECT_EQ(got[masked].size(), 6u);
+}
+
 TEST(Scheduler, TheContextMayBeFilledToTheLastPosition) {
   TinyModel tiny = tiny_model(lfm2_config(), 47);
   tiny.config.max_position_embeddings = 20;

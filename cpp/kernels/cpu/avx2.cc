@@ -1,6 +1,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -17,6 +18,9 @@ namespace {
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/panel_kernels.h"
 #include "kernels/cpu/quant_kernels.h"
+#include "kernels/cpu/vec_math.h"
+#include "kernels/cpu/attention_avx2.h"
+#include "kernels/cpu/attention_kernels.h"
 #include "kernels/cpu/simd_kernels.h"
 // clang-format on
 }  // namespace

@@ -15,3 +15,5 @@ inline void store_n(Vec v, float* p, int64_t n) {
     v.store(p, n);
   }
 }
+
+inline void prefetch_write(const void* p) { __builtin_prefetch(p, 1); }

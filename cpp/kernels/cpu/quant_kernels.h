@@ -46,12 +46,13 @@ struct Q4Format {
   static IntVec dot(IntVec acc, ByteVec w, int32_t quad) { return dot4_q4(acc, w, quad); }
 };
 
-// R rows of x times one panel. Rows are addressed as three offsets of few base pointers, or they would not fit in
+// R rows of x times P panels. Rows are addressed as three offsets of few base pointers, or they would not fit in
 // registers.
-template <class Format, int R>
+template <class Format, int R, int P>
 inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const QuantPanels& w, int64_t panel,
                        int64_t features, float* y, int64_t ldy, bool accumulate) noexcept {
   constexpr int kBases = (R + 2) / 3;
+  constexpr int64_t kQuads = Format::kQuadsPerLoad;
   const int64_t ld = groups * kGroup;
   const int8_t* base[kBases];
   for (int b = 0; b < kBases; ++b) base[b] = x.values + (row + 3 * b) * ld;
@@ -60,76 +61,102 @@ inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const Quant
   const uint8_t* values = w.values + panel * groups * Format::kBytes;
   const int64_t first_scale = panel * groups * kPanel;
   const uint16_t* scales = w.scales + first_scale;
-  Vec sum[R][kPanelVecs];
+  // The sums are written a row apart, mostly in pages of their own: let the lines arrive meanwhile.
+  for (int r = 0; r < R; ++r)
+    for (int p = 0; p < P; ++p) prefetch_write(y + r * ldy + p * kPanel);
+  Vec sum[R][P][kPanelVecs];
   for (auto& r : sum)
-    for (Vec& v : r) v = Vec::zero();
+    for (auto& p : r)
+      for (Vec& v : p) v = Vec::zero();
   for (int64_t g = 0; g < groups; ++g) {
-    IntVec dot[R][kPanelVecs];
+    IntVec dot[R][P][kPanelVecs];
     for (int r = 0; r < R; ++r)
-      for (IntVec& d : dot[r]) d = Format::start(sums + r);
-    constexpr int64_t kQuads = Format::kQuadsPerLoad;
+      for (auto& p : dot[r])
+        for (IntVec& d : p) d = Format::start(sums + r);
 #pragma GCC unroll 8
     for (int64_t j = 0; j < kGroup / 4; j += kQuads) {
-      ByteVec quads[kPanelVecs][kQuads];
-      for (int i = 0; i < kPanelVecs; ++i) {
-        Format::load(values + (j / kQuads * kPanel + i * Vec::kWidth) * 4, quads[i]);
-      }
+      ByteVec quads[P][kPanelVecs][kQuads];
+      for (int p = 0; p < P; ++p)
+        for (int i = 0; i < kPanelVecs; ++i) {
+          Format::load(values + p * groups * Format::kBytes + (j / kQuads * kPanel + i * Vec::kWidth) * 4, quads[p][i]);
+        }
 #pragma GCC unroll 2
       for (int64_t q = 0; q < kQuads; ++q) {
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
           int32_t quad;
           std::memcpy(&quad, base[r / 3] + r % 3 * ld + (j + q) * 4, sizeof(quad));
-          for (int i = 0; i < kPanelVecs; ++i) dot[r][i] = Format::dot(dot[r][i], quads[i][q], quad);
+          for (int p = 0; p < P; ++p)
+            for (int i = 0; i < kPanelVecs; ++i) dot[r][p][i] = Format::dot(dot[r][p][i], quads[p][i][q], quad);
         }
       }
     }
-    for (int i = 0; i < kPanelVecs; ++i) {
-      const Vec scale = Vec::load_f16(scales + i * Vec::kWidth);
-      for (int r = 0; r < R; ++r) {
-        sum[r][i] = Vec::fma(dot[r][i].to_float(), scale * Vec::set(x_scales[r]), sum[r][i]);
-      }
-      if constexpr (Format::kMins) {
-        const Vec min = Vec::load_f16(w.mins + first_scale + g * kPanel + i * Vec::kWidth);
+    for (int p = 0; p < P; ++p)
+      for (int i = 0; i < kPanelVecs; ++i) {
+        const int64_t lane = p * groups * kPanel + i * Vec::kWidth;
+        const Vec scale = Vec::load_f16(scales + lane);
         for (int r = 0; r < R; ++r) {
-          sum[r][i] = Vec::fma(Vec::set(static_cast<float>(sums[r]) * x_scales[r]), min, sum[r][i]);
+          sum[r][p][i] = Vec::fma(dot[r][p][i].to_float(), scale * Vec::set(x_scales[r]), sum[r][p][i]);
+        }
+        if constexpr (Format::kMins) {
+          const Vec min = Vec::load_f16(w.mins + first_scale + g * kPanel + lane);
+          for (int r = 0; r < R; ++r) {
+            sum[r][p][i] = Vec::fma(Vec::set(static_cast<float>(sums[r]) * x_scales[r]), min, sum[r][p][i]);
+          }
         }
       }
-    }
     for (const int8_t*& b : base) b += kGroup;
     x_scales += x.stride, sums += x.stride, values += Format::kBytes, scales += kPanel;
   }
-  for (int r = 0; r < R; ++r) write_panel(sum[r], y + r * ldy, features, accumulate);
+  for (int r = 0; r < R; ++r)
+    for (int p = 0; p < P; ++p) {
+      write_panel(sum[r][p], y + r * ldy + p * kPanel, features - p * kPanel, accumulate);
+    }
 }
 
-template <class Format, int R>
-inline void quant_rows(const Q8Rows& x, int64_t row, int64_t end, int64_t groups, const QuantPanels& w,
+// The rows [row, end), a multiple of R, times all panels.
+template <class Format, int R, int P>
+inline void quant_rows(const Q8Rows& x, int64_t row, int64_t end, int64_t groups, const QuantPanels& w, int64_t first,
                        int64_t features, float* y, int64_t ldy, bool accumulate) noexcept {
-  // Panel by panel: weights arrive as one sequential stream, which is what the prefetchers follow best.
-  for (int64_t n = 0; n < features; n += kPanel) {
+  int64_t n = first * kPanel;
+  for (; n + (P - 1) * kPanel < features; n += P * kPanel) {
     for (int64_t r = row; r < end; r += R) {
-      quant_tile<Format, R>(x, r, groups, w, n / kPanel, features - n, y + r * ldy + n, ldy, accumulate);
+      quant_tile<Format, R, P>(x, r, groups, w, n / kPanel, features - n, y + r * ldy + n, ldy, accumulate);
+    }
+  }
+  if constexpr (P > 1) {
+    if (n < features) {
+      quant_rows<Format, R, P - 1>(x, row, end, groups, w, n / kPanel, features, y, ldy, accumulate);
     }
   }
 }
 
-// The rows that are left, fewer than R, in one tile: every size has its own code.
-template <class Format, int R>
+// The rows that are left, fewer than R, in one tile.
+template <class Format, int R, int P>
 inline void quant_rest(const Q8Rows& x, int64_t row, int64_t end, int64_t groups, const QuantPanels& w,
                        int64_t features, float* y, int64_t ldy, bool accumulate) noexcept {
   if constexpr (R > 1) {
-    if (end - row != R - 1) return quant_rest<Format, R - 1>(x, row, end, groups, w, features, y, ldy, accumulate);
-    quant_rows<Format, R - 1>(x, row, end, groups, w, features, y, ldy, accumulate);
+    if (end - row == R - 1) {
+      quant_rows<Format, R - 1, P>(x, row, end, groups, w, 0, features, y, ldy, accumulate);
+    } else {
+      quant_rest<Format, R - 1, P>(x, row, end, groups, w, features, y, ldy, accumulate);
+    }
   }
 }
 
 template <class Format>
 void gemm_quant(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& panels, int64_t features, float* y,
                 int64_t ldy, bool accumulate) noexcept {
-  constexpr int kRows = Vec::kWidth == 16 ? 12 : 3;  // as many sums, integer and fp32, as registers allow
+  // As many sums, integer and fp32, as registers allow, and few loads for each: Zen 4 has one 64-byte load a cycle.
+  constexpr int kRows = Vec::kWidth == 16 ? 4 : 2, kPanels = Vec::kWidth == 16 ? 3 : 1;
   const int64_t whole = rows / kRows * kRows;
-  if (whole > 0) quant_rows<Format, kRows>(x, 0, whole, groups, panels, features, y, ldy, accumulate);
-  quant_rest<Format, kRows>(x, whole, rows, groups, panels, features, y, ldy, accumulate);
+  if (whole > 0) quant_rows<Format, kRows, kPanels>(x, 0, whole, groups, panels, 0, features, y, ldy, accumulate);
+  if (whole > 0) {
+    quant_rest<Format, kRows, kPanels>(x, whole, rows, groups, panels, features, y, ldy, accumulate);
+  } else {
+    // Panel by panel where memory is the limit: one sequential stream is what the prefetchers follow best.
+    quant_rest<Format, kRows, 1>(x, 0, rows, groups, panels, features, y, ldy, accumulate);
+  }
 }
 
 void gemm_q4(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& panels, int64_t features, float* y,

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "base/dtype.h"
 #include "kernels/kernels.h"
@@ -56,36 +57,76 @@ void short_conv(const float* bcx, int64_t tokens, int64_t hidden, int64_t begin,
   }
 }
 
-template <class T>
-void store_kv(const float* k, const float* v, int64_t head_dim, int64_t slot, void* k_page, void* v_page) noexcept {
-  auto* keys = static_cast<T*>(k_page) + slot / 16 * head_dim * 16 + slot % 16;
-  auto* values = static_cast<T*>(v_page) + slot * padded_head_dim(head_dim);
-  for (int64_t d = 0; d < head_dim; ++d) assign(keys[d * 16], k[d]);
-  for (int64_t d = 0; d < head_dim; ++d) assign(values[d], v[d]);
+// The scale of int8 values: at least max / 127 and a bf16 number.
+uint16_t int8_scale(const float* x, int64_t n) {
+  float max = 0.0f;
+  for (int64_t i = 0; i < n; ++i) max = std::max(max, std::fabs(x[i]));
+  if (!(max > kSmallestQ8Max)) return 0;
+  const uint16_t nearest = f32_to_bf16(max / 127.0f);
+  return bf16_to_f32(nearest) < max / 127.0f ? static_cast<uint16_t>(nearest + 1) : nearest;
 }
 
-template <class T>
-void attention(const AttentionTile& tile, const AttentionPartial& out, float* /*scratch*/) noexcept {
-  const int64_t hd = tile.head_dim, padded = padded_head_dim(hd);
+// One token's K or V: value d goes to element index(d) of the page's `elements`.
+template <KvType type, class Index>
+void store_row(const float* x, int64_t n, std::byte* page, int64_t elements, int64_t slot, const Index& index) {
+  if constexpr (type == KvType::int8) {
+    uint16_t& scale = reinterpret_cast<uint16_t*>(page + elements)[slot];
+    scale = int8_scale(x, n);
+    const float inverse = scale == 0 ? 0.0f : 1.0f / bf16_to_f32(scale);
+    for (int64_t d = 0; d < n; ++d) {
+      reinterpret_cast<int8_t*>(page)[index(d)] = static_cast<int8_t>(std::nearbyint(x[d] * inverse));
+    }
+  } else {
+    using T = std::conditional_t<type == KvType::f32, float, uint16_t>;
+    for (int64_t d = 0; d < n; ++d) assign(reinterpret_cast<T*>(page)[index(d)], x[d]);
+  }
+}
+
+template <KvType type>
+void store_kv(const float* k, const float* v, int64_t head_dim, int64_t slot, std::byte* k_page,
+              std::byte* v_page) noexcept {
+  store_row<type>(k, head_dim, k_page, k_elements(head_dim), slot, [&](int64_t d) { return k_index(type, slot, d); });
+  store_row<type>(v, head_dim, v_page, v_elements(head_dim), slot,
+                  [&](int64_t d) { return v_index(type, head_dim, slot, d); });
+}
+
+// Element i of a page's K or V, of the token at `slot`.
+template <KvType type>
+float kv_value(const std::byte* page, int64_t elements, int64_t slot, int64_t i) {
+  if constexpr (type == KvType::int8) {
+    return static_cast<float>(reinterpret_cast<const int8_t*>(page)[i]) *
+           bf16_to_f32(reinterpret_cast<const uint16_t*>(page + elements)[slot]);
+  } else {
+    using T = std::conditional_t<type == KvType::f32, float, uint16_t>;
+    return to_float(reinterpret_cast<const T*>(page)[i]);
+  }
+}
+
+template <KvType type>
+void attention(const AttentionTile& tile, const AttentionPartial& out, std::byte* /*scratch*/) noexcept {
+  const int64_t hd = tile.head_dim, padded = padded_head_dim(hd), begin = tile.block * kAttentionBlock;
   for (int64_t r = 0; r < tile.rows; ++r) {
-    const float* q = tile.q + r * hd;
+    const float* q = tile.q + r / tile.group * tile.q_stride + r % tile.group * hd;
     float* acc = out.acc + r * padded;
     std::fill(acc, acc + padded, 0.0f);
     float max = kMinusInf, sum = 0.0f;
-    for (int64_t p = tile.page_begin; p < tile.page_end; ++p) {
-      const auto* keys = reinterpret_cast<const T*>(tile.pages[p] + tile.k_offset);
-      const auto* values = reinterpret_cast<const T*>(tile.pages[p] + tile.v_offset);
-      const int64_t count = std::min(kPage, tile.visible[r] - p * kPage);
-      for (int64_t s = 0; s < count; ++s) {
-        double dot = 0;
-        for (int64_t d = 0; d < hd; ++d) dot += double{q[d]} * to_float(keys[(s / 16 * hd + d) * 16 + s % 16]);
-        const float score = static_cast<float>(dot);
-        const float new_max = std::max(max, score);
-        const float old = std::exp(max - new_max), weight = std::exp(score - new_max);
-        for (int64_t d = 0; d < hd; ++d) acc[d] = acc[d] * old + weight * to_float(values[s * padded + d]);
-        sum = sum * old + weight;
-        max = new_max;
+    const int64_t end = std::min(begin + kAttentionBlock, tile.visible + r / tile.group);
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t slot = t % kPage;
+      const std::byte* k = tile.pages[t / kPage] + tile.k_offset;
+      const std::byte* v = tile.pages[t / kPage] + tile.v_offset;
+      double dot = 0;
+      for (int64_t d = 0; d < hd; ++d) {
+        dot += double{q[d]} * kv_value<type>(k, k_elements(hd), slot, k_index(type, slot, d));
       }
+      const float score = static_cast<float>(dot);
+      const float new_max = std::max(max, score);
+      const float old = std::exp(max - new_max), weight = std::exp(score - new_max);
+      for (int64_t d = 0; d < hd; ++d) {
+        acc[d] = acc[d] * old + weight * kv_value<type>(v, v_elements(hd), slot, v_index(type, hd, slot, d));
+      }
+      sum = sum * old + weight;
+      max = new_max;
     }
     out.max[r] = max;
     out.sum[r] = sum;
@@ -205,10 +246,8 @@ const Kernels kReferenceKernels = {
     .silu_mul = silu_mul,
     .head_norm_rope = head_norm_rope,
     .short_conv = short_conv,
-    .store_kv_f32 = store_kv<float>,
-    .store_kv_bf16 = store_kv<uint16_t>,
-    .attention_f32 = attention<float>,
-    .attention_bf16 = attention<uint16_t>,
+    .store_kv = {store_kv<KvType::f32>, store_kv<KvType::bf16>, store_kv<KvType::int8>},
+    .attention = {attention<KvType::f32>, attention<KvType::bf16>, attention<KvType::int8>},
     .attention_merge = attention_merge,
     .gemm_f32 = gemm<float>,
     .gemm_bf16 = gemm<uint16_t>,
