@@ -106,27 +106,30 @@ std::optional<PackedWeights> PythonTensorSource::packed(const std::string& name)
   return weights;
 }
 
-py::tuple weights_to_python(const ModelConfig& config, const ModelWeights& weights) {
-  py::list matrices;
-  py::dict vectors;
+std::pair<std::vector<PyMatrix>, PyVectors> weights_to_python(const ModelConfig& config, const ModelWeights& weights) {
+  std::vector<PyMatrix> matrices;
+  PyVectors vectors;
   const WeightSink sink = {
       [&](const std::string& name, const PackedWeights& w) {
-        py::list parts;
-        for (const std::span<const std::byte> part : w.parts) {
-          const py::capsule owner(new std::shared_ptr<const void>(w.owner),
-                                  [](void* p) { delete static_cast<std::shared_ptr<const void>*>(p); });
-          py::array_t<uint8_t> bytes(static_cast<py::ssize_t>(part.size()),
-                                     reinterpret_cast<const uint8_t*>(part.data()), owner);
-          bytes.attr("setflags")(py::arg("write") = false);
-          parts.append(bytes);
-        }
-        matrices.append(py::make_tuple(name, w.implementation, py::make_tuple(w.out_features, w.in_features), parts));
+        std::vector<py::array_t<uint8_t>> parts;
+        for (const std::span<const std::byte> part : w.parts) parts.push_back(bytes_in_place(part, w.owner));
+        matrices.emplace_back(name, w.implementation, std::pair(w.out_features, w.in_features), std::move(parts));
       },
       [&](const std::string& name, const std::vector<int64_t>& shape, std::span<const float> values) {
-        vectors[py::str(name)] = py::array_t<float>(shape, values.data());
+        vectors.emplace(name, py::array_t<float>(shape, values.data()));
       }};
   export_weights(config, weights, sink);
-  return py::make_tuple(matrices, vectors);
+  return {std::move(matrices), std::move(vectors)};
+}
+
+py::array_t<uint8_t> bytes_in_place(std::span<const std::byte> bytes, std::shared_ptr<const void> owner) {
+  auto kept = std::make_unique<std::shared_ptr<const void>>(std::move(owner));
+  const py::capsule base(kept.get(), [](void* p) { delete static_cast<std::shared_ptr<const void>*>(p); });
+  (void)kept.release();
+  py::array_t<uint8_t> array(static_cast<py::ssize_t>(bytes.size()), reinterpret_cast<const uint8_t*>(bytes.data()),
+                             base);
+  array.attr("setflags")(py::arg("write") = false);
+  return array;
 }
 
 }  // namespace lfm

@@ -5,8 +5,12 @@
 #include <pybind11/pybind11.h>
 
 #include <map>
+#include <memory>
 #include <optional>
+#include <span>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "model/config.h"
@@ -36,8 +40,13 @@ class PythonTensorSource {
   std::map<std::string, pybind11::array> alive_;
 };
 
-// The model's weights for packed.py: a list of matrices (name, layout, (rows, columns), parts), each part a read-only
-// uint8 array in place, and a dictionary of the small tensors as float32 arrays.
-pybind11::tuple weights_to_python(const ModelConfig& config, const ModelWeights& weights);
+// What a packed file holds of a model. Each part is a read-only array over the model's own memory.
+using PyMatrix = std::tuple<std::string, std::string, std::pair<int64_t, int64_t>,
+                            std::vector<pybind11::array_t<uint8_t>>>;  // name, layout, (rows, columns), parts
+using PyVectors = std::map<std::string, pybind11::array_t<float>>;
+std::pair<std::vector<PyMatrix>, PyVectors> weights_to_python(const ModelConfig& config, const ModelWeights& weights);
+
+// A read-only array over memory that `owner` keeps alive.
+pybind11::array_t<uint8_t> bytes_in_place(std::span<const std::byte> bytes, std::shared_ptr<const void> owner);
 
 }  // namespace lfm

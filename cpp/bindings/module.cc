@@ -211,13 +211,12 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The C++ core of lfm-engine: model, sequence states and scheduler.";
   m.attr("__version__") = LFM_ENGINE_VERSION;
 
-  py::class_<FileMap, std::shared_ptr<FileMap>>(m, "FileMap", py::buffer_protocol(),
-                                                "A file mapped read-only and shared, whose bytes a model uses in place.")
+  py::class_<FileMap, std::shared_ptr<FileMap>>(
+      m, "FileMap", "A file mapped read-only and shared, whose bytes a model uses in place.")
       .def(py::init(&map_file), py::arg("fd"), "Maps the whole file open at `fd`.")
-      .def_buffer([](const FileMap& s) {
-        auto* data = reinterpret_cast<uint8_t*>(const_cast<std::byte*>(s.bytes().data()));
-        return py::buffer_info(data, static_cast<py::ssize_t>(s.bytes().size()), true);
-      })
+      .def_property_readonly(
+          "bytes", [](const std::shared_ptr<FileMap>& s) { return bytes_in_place(s->bytes(), s); },
+          "The file, uint8 [size], read-only; keeps the map.")
       .def("populate", &FileMap::populate,
            "Starts to map all pages ahead of their use, in a thread that ends with the map.");
 

@@ -65,7 +65,7 @@ class Linear {
   // Only for layouts that are the same on every ISA: int8 and int4 panels.
   virtual std::optional<PackedWeights> packed() const { return std::nullopt; }
 
-  void set_bias(std::vector<float> bias);  // [N]
+  void set_bias(std::vector<float> bias);                   // [N]
   const std::vector<float>& bias() const { return bias_; }  // [N] or empty
 
  protected:

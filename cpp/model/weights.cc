@@ -12,7 +12,7 @@ struct Part {
   int64_t rows;
 };
 
-// ---- the list of a model's tensors: one for reading and writing -------------------------------------------------------
+// ---- the list of a model's tensors: one for reading and writing --------------------------------------------------
 //
 // A visitor has
 //   matrix(name, parts, cols, linear)       the stacked rows of `parts`
@@ -70,7 +70,7 @@ void visit_weights(const ModelConfig& c, Weights& w, const Visitor& visit) {
   }
 }
 
-// ---- reading ----------------------------------------------------------------------------------------------------------
+// ---- reading -----------------------------------------------------------------------------------------------------
 
 class Loader {
  public:
@@ -148,7 +148,7 @@ class Loader {
   Isa isa_;
 };
 
-// ---- writing ----------------------------------------------------------------------------------------------------------
+// ---- writing -----------------------------------------------------------------------------------------------------
 
 class Exporter {
  public:

@@ -56,8 +56,8 @@ struct TensorSource {
 // Reads and packs every tensor. Throws std::invalid_argument naming a tensor that is missing, misshapen or not finite.
 ModelWeights load_weights(const ModelConfig& config, const TensorSource& source, ComputeType type, Isa isa);
 
-// Takes a model's weights apart: matrices as they lie in memory, named as their tensors (fused ones: "qkv_proj", "w13"),
-// and the small tensors in the shapes that TensorSource::get is asked for.
+// Takes a model's weights apart: matrices as they lie in memory, named as their tensors (fused ones: "qkv_proj",
+// "w13"), and the small tensors in the shapes that TensorSource::get is asked for.
 struct WeightSink {
   std::function<void(const std::string& name, const PackedWeights& weights)> matrix;
   std::function<void(const std::string& name, const std::vector<int64_t>& shape, std::span<const float> values)> vector;

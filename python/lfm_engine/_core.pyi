@@ -33,6 +33,11 @@ class FileMap:
         """
         Starts to map all pages ahead of their use, in a thread that ends with the map.
         """
+    @property
+    def bytes(self) -> numpy.typing.NDArray[numpy.uint8]:
+        """
+        The file, uint8 [size], read-only; keeps the map.
+        """
 
 class State:
     """
@@ -73,7 +78,12 @@ class Model:
         """
         config: checkpoint.ModelConfig; checkpoint: a checkpoint.Checkpoint; dtype: 'float32', 'bfloat16', 'int8' or 'int4'; num_threads: 0 takes the physical cores that this process may use; kv_dtype: type of K and V in states, 'float32', 'bfloat16', 'int8' or 'auto' (float32 for float32 weights, else bfloat16).
         """
-    def export_weights(self) -> tuple:
+    def export_weights(
+        self,
+    ) -> tuple[
+        list[tuple[str, str, tuple[int, int], list[numpy.typing.NDArray[numpy.uint8]]]],
+        dict[str, numpy.typing.NDArray[numpy.float32]],
+    ]:
         """
         What a packed file holds: a list of matrices (name, layout, (rows, columns), parts as uint8 arrays over the model's own memory) and a dictionary of small float32 tensors. int8 and int4 only.
         """

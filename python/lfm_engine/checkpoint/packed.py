@@ -91,7 +91,7 @@ class PackedCheckpoint(Checkpoint):
                 self._map = _core.FileMap(file.fileno())
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from None
-        self._bytes = memoryview(self._map)
+        self._bytes = self._map.bytes.data
         metadata, self._start = _read_metadata(self._bytes, path)
         fields = Fields(metadata, str(path))
         self.stored_dtype = fields.find("dtype")[1]
