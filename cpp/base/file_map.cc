@@ -18,7 +18,7 @@
 namespace lfm {
 namespace {
 
-constexpr size_t kHuge = size_t{2} << 20;
+constexpr size_t kHuge = size_t{2} << 20, kPage = 4096;
 
 [[noreturn]] void fail(const char* what) { throw std::system_error(errno, std::generic_category(), what); }
 
@@ -44,19 +44,19 @@ FileMap::FileMap(int fd) {
   data_ = static_cast<const std::byte*>(data);
   // Whole pages of the reservation before and behind the file. (munmap rounds lengths up to pages.)
   if (begin > start) munmap(map, begin - start);
-  const uintptr_t end = (begin + size_ + 4095) / 4096 * 4096;
+  const uintptr_t end = (begin + size_ + kPage - 1) / kPage * kPage;
   if (start + reserved > end) munmap(reinterpret_cast<void*>(end), start + reserved - end);
 }
 
 FileMap::~FileMap() { munmap(const_cast<std::byte*>(data_), size_); }
 
-void FileMap::populate() const noexcept {
+void FileMap::populate(size_t offset) const noexcept {
   // What is not in memory yet is then read in huge pages, where the file system has them.
   madvise(const_cast<std::byte*>(data_), size_, MADV_HUGEPAGE);
   try {
-    std::thread([weak = weak_from_this()] {
+    std::thread([weak = weak_from_this(), offset = offset / kPage * kPage]() mutable {
       constexpr size_t kStep = 8 * kHuge;  // the map is held, and other changes of the address space wait, so long
-      for (size_t offset = 0;; offset += kStep) {
+      for (;; offset += kStep) {
         const std::shared_ptr<const FileMap> map = weak.lock();
         if (map == nullptr || offset >= map->size_) return;
         auto* from = const_cast<std::byte*>(map->data_) + offset;

@@ -18,9 +18,9 @@ class FileMap : public std::enable_shared_from_this<FileMap> {
 
   std::span<const std::byte> bytes() const { return {data_, size_}; }
 
-  // Starts to map all pages ahead of their use, and to read those that are not in memory yet, in a thread that ends
-  // with the map. Needs a shared_ptr to this object. Does nothing where the system cannot.
-  void populate() const noexcept;
+  // Starts to map all pages from `offset` on ahead of their use, and to read those that are not in memory yet, in a
+  // thread that ends with the map. Needs a shared_ptr to this object. Does nothing where the system cannot.
+  void populate(size_t offset) const noexcept;
 
  private:
   const std::byte* data_ = nullptr;

@@ -1,4 +1,5 @@
 // lfm_engine._core: argument conversion, GIL release and exception mapping; no logic of its own.
+#include <malloc.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -197,6 +198,12 @@ std::shared_ptr<FileMap> map_file(int fd) {
   }
 }
 
+void release_free_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+}
+
 py::dict cpu_info() {
   py::dict info;
   info["isa"] = std::string(isa_name(active_isa()));
@@ -217,8 +224,8 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly(
           "bytes", [](const std::shared_ptr<FileMap>& s) { return bytes_in_place(s->bytes(), s); },
           "The file, uint8 [size], read-only; keeps the map.")
-      .def("populate", &FileMap::populate,
-           "Starts to map all pages ahead of their use, in a thread that ends with the map.");
+      .def("populate", &FileMap::populate, py::arg("offset"),
+           "Starts to map all pages from `offset` on ahead of their use, in a thread that ends with the map.");
 
   py::class_<PyState>(m, "State", "KV pages and conv state of one sequence; made by Model.new_state().")
       .def_property_readonly(
@@ -296,6 +303,8 @@ PYBIND11_MODULE(_core, m) {
            "-1).");
 
   m.def("cpu_info", &cpu_info, "isa in use, isa detected, and the default number of threads.");
+  m.def("release_free_memory", &release_free_memory, py::call_guard<py::gil_scoped_release>(),
+        "Gives memory that the C library keeps for later back to the system.");
   m.def("forked_after_parallel", &forked_after_parallel,
         "True in a child forked after the engine ran: it computes with one thread there.");
   m.def(

@@ -19,6 +19,7 @@ __all__: list[str] = [
     "forked_after_parallel",
     "measure_gemm",
     "measure_read_bandwidth",
+    "release_free_memory",
 ]
 
 class FileMap:
@@ -29,9 +30,9 @@ class FileMap:
         """
         Maps the whole file open at `fd`.
         """
-    def populate(self) -> None:
+    def populate(self, offset: typing.SupportsInt | typing.SupportsIndex) -> None:
         """
-        Starts to map all pages ahead of their use, in a thread that ends with the map.
+        Starts to map all pages from `offset` on ahead of their use, in a thread that ends with the map.
         """
     @property
     def bytes(self) -> numpy.typing.NDArray[numpy.uint8]:
@@ -199,6 +200,11 @@ def measure_read_bandwidth(
 ) -> float:
     """
     Streaming read bandwidth in bytes per second.
+    """
+
+def release_free_memory() -> None:
+    """
+    Gives memory that the C library keeps for later back to the system.
     """
 
 __version__: str = "0.1.0"

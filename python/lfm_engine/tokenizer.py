@@ -17,6 +17,7 @@ from typing import Any
 
 import tokenizers
 
+from . import _core
 from .encoding import BatchEncoding
 from .tokenizer_base import (
     TEMPLATE_FILE,
@@ -83,6 +84,7 @@ class AutoTokenizer:
             source = os.fspath(pretrained_model_name_or_path)
             path = _locate(source, gguf_file=gguf_file, **hub_options)
         tokenizer = _load(path)
+        _core.release_free_memory()  # reading took much more than the tokenizer keeps
         tokenizer.name_or_path = os.fspath(pretrained_model_name_or_path)
         tokenizer.padding_side = padding_side
         if chat_template is not None:

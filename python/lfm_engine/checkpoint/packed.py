@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -149,7 +148,8 @@ class PackedCheckpoint(Checkpoint):
             raise missing(self.path, name) from None
 
     def will_be_used(self) -> None:
-        self._map.populate()
+        matrices = [offset for matrix in self._matrices.values() for offset, _ in matrix.parts]
+        self._map.populate(min(matrices, default=0))
 
     def release(self, name: str) -> None:
         pass  # a model uses the file in place
@@ -332,7 +332,7 @@ class _Table:
 
 def _write_atomically(path: Path, contents: Sequence[Any]) -> None:
     """Writes a file beside `path` and gives it that name once it is on the disk."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         file = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
         try:
