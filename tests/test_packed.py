@@ -22,6 +22,7 @@ import pytest
 import golden_models
 import tiny_tokenizer
 from conftest import RunPython
+from gguf_writer import write_gguf
 from golden_models import NAMES
 from lfm_engine import AutoModelForCausalLM, AutoTokenizer, CausalLM, _core, cli
 from lfm_engine.checkpoint import open_checkpoint
@@ -78,6 +79,20 @@ def test_the_same_bits_and_configuration(name: str, dtype: str, tmp_path: Path) 
     assert packed.config == model.config
     assert np.array_equal(packed.config.rope_inv_freq, model.config.rope_inv_freq)
     assert packed.core.weight_nbytes == model.core.weight_nbytes
+    assert np.array_equal(logits(packed), logits(model))
+
+
+@pytest.mark.parametrize(
+    ("qtype", "layout"),
+    [("Q4_0", "panels:q4"), ("Q4_1", "panels:q4_mins"), ("Q8_0", "panels:q8")],
+)
+def test_quantized_gguf_files(qtype: str, layout: str, tmp_path: Path) -> None:
+    write_gguf(golden_models.GOLDENS / "lfm2-base", tmp_path / "model.gguf", qtype)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model.gguf", num_threads=1)
+    model.save_packed(tmp_path / "model.lfm")
+    packed = load(tmp_path / "model.lfm")
+    assert packed.dtype == model.dtype == ("int8" if qtype == "Q8_0" else "int4")
+    assert layout in {matrix[1] for matrix in packed.core.export_weights()[0]}
     assert np.array_equal(logits(packed), logits(model))
 
 

@@ -10,7 +10,6 @@
 namespace py = pybind11;
 
 namespace lfm {
-namespace {
 
 DType dtype_from_name(const std::string& tensor, const std::string& name) {
   for (const DType dtype : kAllDTypes) {
@@ -18,8 +17,6 @@ DType dtype_from_name(const std::string& tensor, const std::string& name) {
   }
   throw std::invalid_argument(concat("tensor '", tensor, "' has dtype ", name, ", which the engine does not read"));
 }
-
-}  // namespace
 
 ModelConfig config_from_python(const py::object& config) {
   ModelConfig c;
@@ -76,7 +73,7 @@ TensorView PythonTensorSource::get(const std::string& name, const std::vector<in
   view.data = data.data();
   check((data.flags() & py::array::c_style) != 0, "tensor '", name, "' is not contiguous in memory");
   view.int8_at_least = stored.attr("int8_at_least").cast<bool>();
-  check(!is_quantized(view.dtype) || view.cols() % kGroup == 0, "tensor '", name, "' has rows that are not whole ",
+  check(view.cols() % block_values(view.dtype) == 0, "tensor '", name, "' has rows that are not whole ",
         dtype_name(view.dtype), " blocks");
   check(data.nbytes() == view.rows() * row_bytes(view.dtype, view.cols()), "tensor '", name, "' has ", data.nbytes(),
         " bytes, not what its shape and dtype need");

@@ -24,6 +24,9 @@ ModelConfig config_from_python(const pybind11::object& config);
 // Token ids from any 1-D array of integers (NumPy or the buffer protocol).
 std::vector<int32_t> token_ids_from_python(const pybind11::array& ids, const char* argument);
 
+// The element type of this name; throws std::invalid_argument naming the tensor.
+DType dtype_from_name(const std::string& tensor, const std::string& name);
+
 // A TensorSource over a checkpoint.Checkpoint: its packed(name), tensor(name, shape) and release(name).
 // Takes the GIL where it calls Python; keeps the arrays alive until they were copied.
 class PythonTensorSource {

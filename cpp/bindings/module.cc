@@ -204,6 +204,18 @@ void release_free_memory() {
 #endif
 }
 
+py::array_t<float> dequantize(const py::array_t<uint8_t, py::array::c_style>& data, const std::string& dtype) {
+  TensorView view = {"data", data.data(), dtype_from_name("data", dtype), {}};
+  check(data.ndim() == 2 && data.shape(1) % block_bytes(view.dtype) == 0,
+        "data must be uint8 [rows, bytes], rows of whole ", dtype, " blocks");
+  view.shape = {data.shape(0), data.shape(1) / block_bytes(view.dtype) * block_values(view.dtype)};
+  py::array_t<float> values({view.rows(), view.cols()});
+  float* out = values.mutable_data();
+  const py::gil_scoped_release release;
+  parallel_for(view.rows(), [&](int64_t r) { read_row(view, r, out + r * view.cols()); });
+  return values;
+}
+
 py::dict cpu_info() {
   py::dict info;
   info["isa"] = std::string(isa_name(active_isa()));
@@ -302,6 +314,8 @@ PYBIND11_MODULE(_core, m) {
            "One forward pass; returns (request, token, finish) with finish '', 'stop', 'length' or 'error: ...' (token "
            "-1).");
 
+  m.def("dequantize", &dequantize, py::arg("data"), py::arg("dtype"),
+        "The float32 values [rows, cols] of uint8 [rows, bytes]: blocks of GGUF's type of that name, such as 'q4_k'.");
   m.def("cpu_info", &cpu_info, "isa in use, isa detected, and the default number of threads.");
   m.def("release_free_memory", &release_free_memory, py::call_guard<py::gil_scoped_release>(),
         "Gives memory that the C library keeps for later back to the system.");

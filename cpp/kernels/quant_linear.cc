@@ -22,15 +22,41 @@ constexpr std::string_view format_name(Format format) {
   return "?";
 }
 
-// What `parts`, stacked, are stored as: the smallest format that `type` allows and that rounds nothing twice.
+// The smallest format that holds the values of `type`: exactly, but for q4_k, whose products of two scales are rounded
+// to fp16, and for q5_1, q5_k and q6_k, which are rounded to 8 bits (at most an eighth of their own error's variance).
+Format format_of(DType type) {
+  switch (type) {
+    case DType::q4_0: return Format::q4;
+    case DType::q4_1:
+    case DType::q4_k: return Format::q4_mins;
+    default: return Format::q8;
+  }
+}
+
+// What `parts`, stacked, are stored as: the smallest format that `type` allows and that rounds none of them again, or,
+// for parts of different types, to 8 bits at least.
 Format format_for(std::span<const TensorView> parts, ComputeType type) {
   if (type == ComputeType::int8) return Format::q8;
   Format format = Format::q4;
   for (const TensorView& part : parts) {
-    if (part.dtype == DType::q8_0 || part.int8_at_least) return Format::q8;
-    if (part.dtype == DType::q4_1) format = Format::q4_mins;
+    const bool rounded = !is_quantized(part.dtype) && !part.int8_at_least;
+    const Format own = rounded ? Format::q4 : format_of(part.dtype);
+    if (own == Format::q8) return own;
+    if (own == Format::q4_mins) format = own;
   }
   return format;
+}
+
+// Whether the integers of `type` are taken over as they are.
+bool is_copied(DType type, Format format) {
+  switch (type) {
+    case DType::q8_0:
+    case DType::q5_0: return format == Format::q8;
+    case DType::q4_0: return true;
+    case DType::q4_1:
+    case DType::q4_k: return format == Format::q4_mins;
+    default: return false;
+  }
 }
 
 class QuantLinear final : public Linear {
@@ -168,27 +194,29 @@ class QuantLinear final : public Linear {
 
   bool pack_row(const TensorView& part, int64_t r, int64_t n, float* row, std::span<const float> importance,
                 uint8_t* values, uint16_t* scales, uint16_t* mins) const {
-    const DType exact = format_ == Format::q8 ? DType::q8_0 : format_ == Format::q4 ? DType::q4_0 : DType::q4_1;
-    const bool copied = part.dtype == exact || (part.dtype == DType::q4_0 && format_ != Format::q4_mins);
+    const bool copied = is_copied(part.dtype, format_);
     if (!copied && !read_row(part, r, row)) return false;
     for (int64_t g = 0; g < groups_; ++g) {
-      QuantBlock q;
+      IntGroup q;
+      float min = 0.0f;
       if (copied) {
-        q = read_block(part, r, g);
+        const QuantGroup stored = read_group(part, r, g);
+        q.scale = f32_to_f16(stored.scale[0]), min = stored.min;
+        std::memcpy(q.q, stored.q, sizeof(q.q));
       } else if (format_ == Format::q8) {
         q = quantize_q8_block(row + g * kGroup);
       } else {
         q = quantize_q4_block(row + g * kGroup, importance.empty() ? nullptr : importance.data() + g * kGroup,
                               std::min(kGroup, in_features() - g * kGroup));
       }
-      if (!is_finite_f16(q.scale) || !is_finite_f16(q.min)) return false;
       const int64_t block = n / kPanel * groups_ + g, lane = n % kPanel;
       int zero = format_ == Format::q8 ? 128 : 8;
       if (format_ == Format::q4_mins) {
-        zero = part.dtype == DType::q4_1 ? 0 : 8;
-        if (zero != 0) q.min = f32_to_f16(-8.0f * f16_to_f32(q.scale));  // exact but for subnormal scales
-        mins[block * kPanel + lane] = q.min;
+        zero = part.dtype == DType::q4_1 || part.dtype == DType::q4_k ? 0 : 8;
+        if (zero != 0) min = -8.0f * f16_to_f32(q.scale);  // exact but for subnormal scales
+        mins[block * kPanel + lane] = f32_to_f16(min);
       }
+      if (!is_finite_f16(q.scale) || !is_finite_f16(f32_to_f16(min))) return false;
       scales[block * kPanel + lane] = q.scale;
       for (int64_t i = 0; i < kGroup; ++i) {
         uint8_t& byte = values[byte_of(block, lane, i)];

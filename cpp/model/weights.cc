@@ -134,8 +134,8 @@ class Loader {
   TensorView get(const std::string& name, const std::vector<int64_t>& shape) const {
     TensorView view = source_.get(name, shape);
     check(view.shape == shape, "tensor '", name, "' has the wrong shape");
-    check(!is_quantized(view.dtype) || view.cols() % kGroup == 0, "tensor '", name, "' is ", dtype_name(view.dtype),
-          " but its rows of ", view.cols(), " values are not whole blocks of 32");
+    check(view.cols() % block_values(view.dtype) == 0, "tensor '", name, "' is ", dtype_name(view.dtype),
+          " but its rows of ", view.cols(), " values are not whole blocks");
     view.name = name;
     return view;
   }

@@ -16,6 +16,7 @@ __all__: list[str] = [
     "Scheduler",
     "State",
     "cpu_info",
+    "dequantize",
     "forked_after_parallel",
     "measure_gemm",
     "measure_read_bandwidth",
@@ -176,6 +177,13 @@ class Scheduler:
 def cpu_info() -> dict[str, typing.Any]:
     """
     isa in use, isa detected, and the default number of threads.
+    """
+
+def dequantize(
+    data: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8], dtype: str
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    The float32 values [rows, cols] of uint8 [rows, bytes]: blocks of GGUF's type of that name, such as 'q4_k'.
     """
 
 def forked_after_parallel() -> bool:

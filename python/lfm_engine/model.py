@@ -117,7 +117,7 @@ class CausalLM:
 
     @property
     def dtype(self) -> str:
-        """Type that weights are stored and multiplied in: "float32", "bfloat16" or "int8"."""
+        """Type that weights are stored and multiplied in, see `from_pretrained`."""
         return self.core.dtype
 
     @property
@@ -418,9 +418,10 @@ class AutoModelForCausalLM:
             path: a folder (safetensors), a .gguf file, a packed file (`CausalLM.save_packed`), or
                 an id on the Hugging Face hub.
             dtype: "float32", "bfloat16", "int8" (groups of 32 weights and activations, Q8_0's
-                arithmetic), or "auto": the smallest that keeps the stored values (float16 becomes
-                float32; GGUF's Q8_0, Q4_0 and Q5_0 become int8, its other quantized types
-                bfloat16). torch dtypes work too.
+                arithmetic), "int4" (Q4_0's and Q4_1's), or "auto": the smallest that keeps the
+                stored values (float16 becomes float32, quantized GGUF files int4 or int8). torch
+                dtypes work too. In int4, embedding and output head have 8 bits, and so do tensors
+                that a GGUF file has in more than 4.
             device: "cpu".
             num_threads: default: the physical cores that this process may use.
             kv_dtype: type that states keep K and V in: "float32", "bfloat16", "int8" (one scale per

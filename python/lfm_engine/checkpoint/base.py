@@ -20,10 +20,7 @@ _NUMPY_DTYPES: dict[str, npt.DTypeLike] = {
     "float32": np.float32,
     "float16": np.float16,
     "bfloat16": np.uint16,
-    "q8_0": np.uint8,
 }
-
-Q8_0_BYTES = 34  # of a block of 32 weights: one float16 scale, then 32 int8 values
 
 
 class StoredTensor(NamedTuple):
@@ -34,10 +31,11 @@ class StoredTensor(NamedTuple):
 
     - ``"float32"``, ``"float16"``: `data` has that NumPy dtype and the shape `shape`;
     - ``"bfloat16"``: NumPy ``uint16`` bit patterns of the shape `shape`;
-    - ``"q8_0"``: NumPy ``uint8`` ``[rows, cols / 32 * 34]``, GGUF's Q8_0 blocks: a float16 scale
-      and 32 int8 values each, and `shape` is the logical ``(rows, cols)``.
+    - ``"q8_0"``, ``"q4_0"``, ``"q4_1"``, ``"q5_0"``, ``"q5_1"``, ``"q4_k"``, ``"q5_k"``,
+      ``"q6_k"``: NumPy ``uint8`` ``[rows, bytes]``, blocks of GGUF's type of that name, and `shape`
+      is the logical ``(rows, cols)``.
 
-    `int8_at_least`: the values come from a type of more than 4 bits, which int4 would round again.
+    `int8_at_least`: floats that a model in int4 shall keep in int8.
     """
 
     data: npt.NDArray[Any]
@@ -49,10 +47,8 @@ class StoredTensor(NamedTuple):
         """The values as a float32 array of the shape `shape`; a new array unless it is float32."""
         if self.dtype == "bfloat16":
             return (self.data.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        if self.dtype == "q8_0":
-            blocks = self.data.reshape(self.shape[0], -1, Q8_0_BYTES)
-            scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float32)
-            return (blocks[..., 2:].view(np.int8) * scales).reshape(self.shape)
+        if self.dtype not in _NUMPY_DTYPES:
+            return _core.dequantize(self.data, self.dtype)
         return self.data.astype(np.float32, copy=False)
 
 
@@ -92,7 +88,7 @@ class MappedFile:
     def view(self, offset: int, count: int, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         """A read-only array over `count` bytes at `offset`; copied only if it lies misaligned."""
         raw: npt.NDArray[Any] = np.frombuffer(self._open(), np.uint8, count, offset)
-        array = raw.view(_NUMPY_DTYPES[dtype]).reshape(shape)
+        array = raw.view(_NUMPY_DTYPES.get(dtype, np.uint8)).reshape(shape)
         return array if array.flags.aligned else array.copy()
 
     def release(self, offset: int, count: int) -> None:
@@ -128,8 +124,8 @@ class Checkpoint(ABC):
         config: the validated model configuration.
         generation_config: the contents of generation_config.json, ``{}`` if there is none.
         stored_dtype: "float32", "bfloat16" or "float16", whichever most of the weights have; for a
-            quantized GGUF file "int8" where int8 groups of 32 hold most values exactly (Q8_0, Q4_0,
-            Q5_0), else "bfloat16"; for a packed file "int8" or "int4".
+            quantized GGUF file "int4" if there are tensors of 4 bits (the others of such a file
+            keep 8), else "int8"; for a packed file "int8" or "int4".
     """
 
     path: Path
