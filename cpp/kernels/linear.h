@@ -70,7 +70,8 @@ class Linear {
   // Only for layouts that are the same on every ISA: int8 and int4 panels.
   virtual std::optional<PackedWeights> packed() const { return std::nullopt; }
 
-  void set_bias(std::vector<float> bias);  // [N]
+  void set_bias(std::vector<float> bias);                   // [N]
+  const std::vector<float>& bias() const { return bias_; }  // [N] or empty
 
  protected:
   Linear(int64_t in_features, int64_t out_features) : in_features_(in_features), out_features_(out_features) {}
