@@ -27,7 +27,7 @@ struct AttentionPlan {
 
 struct Workspace {
   Buffer<float> hidden;         // [tokens, hidden]: the residual stream h
-  Buffer<float> projected;      // [tokens, widest fused projection]: B C x, q k v, or w1 w3
+  Buffer<float> projected;      // [tokens, widest fused projection]: B C x, q k v, or the MLP's
   Buffer<float> mixed;          // [tokens, widest input of an output projection]
   Buffer<float> rope;           // [tokens, head_dim]: cos, then sin, of each token's position
   Buffer<std::byte> attention;  // softmax states and scores

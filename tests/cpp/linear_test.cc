@@ -153,6 +153,35 @@ TEST_P(LinearTest, ARowHasTheSameBitsInAnyBatchAndOnAnyThreads) {
   }
 }
 
+TEST_P(LinearTest, GatedEqualsTheProductThroughSilu) {
+  for (const auto& [k, n] : {std::pair<int64_t, int64_t>{33, 32}, {64, 160}, {96, 1248}}) {
+    const std::vector<float> w = rng.normals(n * k), x = rng.normals(200 * k);
+    const std::vector<TensorView> parts = {view_of("w1", w, {n / 2, k}),
+                                           {"w3", &w[static_cast<size_t>(n / 2 * k)], DType::f32, {n / 2, k}}};
+    for (const ComputeType type : kTypes) {
+      const auto linear = make(parts, type);
+      ASSERT_EQ(linear->gates(), is_integer(type));
+      if (!linear->gates()) continue;
+      const std::vector<float> product = apply(*linear, x, 200);
+      std::vector<float> want(static_cast<size_t>(200 * n / 2));
+      for (int64_t m = 0; m < 200; ++m) {
+        kernels_for(GetParam()).silu_mul(&product[m * n], &product[m * n + n / 2], n / 2, &want[m * n / 2]);
+      }
+      for (const int64_t rows : {200, 1, 3, 97}) {
+        const ThreadScope scope(rows % 2 == 0 ? 2 : 3);
+        LinearScratch scratch;
+        Guarded<float> y(std::vector<float>(static_cast<size_t>(rows * n / 2), NAN));
+        const auto row = [&](int64_t m, float* out) { std::copy_n(&x[m * k], k, out); };
+        linear->forward_gated(row, rows, y.data(), scratch);
+        EXPECT_TRUE(y.intact());
+        EXPECT_TRUE(same_bits(y.data(), want.data(), rows * n / 2)) << linear->implementation() << " " << rows;
+      }
+    }
+  }
+  const std::vector<float> w = rng.normals(48 * 32);  // panels that hold rows of both halves
+  EXPECT_FALSE(make({view_of("w", w, {48, 32})}, ComputeType::int8)->gates());
+}
+
 TEST_P(LinearTest, NotFiniteWeightsNameTheTensor) {
   const std::vector<float> good(40 * 20, 1.0f);
   for (const ComputeType type : kTypes) {
