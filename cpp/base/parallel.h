@@ -52,15 +52,16 @@ void parallel_ranges(int64_t n, int64_t grain, const Body& body) {
   }
 }
 
-// body(begin, end) over [0, n): three quarters in one equal range per thread, the rest in up to 16 pieces per thread to
-// whichever is ready. Memory and neighbours do not serve cores equally, and each loop ends with the slowest thread.
+// body(begin, end) over [0, n): three quarters in one equal range per thread, the rest in pieces of about 1/64 of a
+// thread's share, multiples of `grain`, to whichever is ready. Memory and neighbours do not serve cores equally, and each loop ends with the slowest thread.
 template <class Body>
-void parallel_ranges_balanced(int64_t n, const Body& body) {
+void parallel_ranges_balanced(int64_t n, int64_t grain, const Body& body) {
   std::atomic<int64_t> next{0};
-#pragma omp parallel if (n > 1)
+#pragma omp parallel if (n > grain)
   {
     const int64_t threads = omp_get_num_threads(), id = omp_get_thread_num();
-    const int64_t share = threads == 1 ? n : n * 3 / 4 / threads, piece = n / (64 * threads) + 1;
+    const int64_t share = threads == 1 ? n : n * 3 / 4 / threads / grain * grain;
+    const int64_t piece = (n / (64 * threads) / grain + 1) * grain;
     if (share > 0) body(share * id, share * (id + 1));
     for (;;) {
       const int64_t begin = share * threads + next.fetch_add(piece, std::memory_order_relaxed);
