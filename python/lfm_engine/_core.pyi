@@ -11,6 +11,7 @@ import numpy
 import numpy.typing
 
 __all__: list[str] = [
+    "FileMap",
     "Model",
     "Scheduler",
     "State",
@@ -19,7 +20,26 @@ __all__: list[str] = [
     "forked_after_parallel",
     "measure_gemm",
     "measure_read_bandwidth",
+    "release_free_memory",
 ]
+
+class FileMap:
+    """
+    A file mapped read-only and shared, whose bytes a model uses in place.
+    """
+    def __init__(self, fd: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        Maps the whole file open at `fd`.
+        """
+    def populate(self, offset: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        Starts to map all pages from `offset` on ahead of their use, in a thread that ends with the map.
+        """
+    @property
+    def bytes(self) -> numpy.typing.NDArray[numpy.uint8]:
+        """
+        The file, uint8 [size], read-only; keeps the map.
+        """
 
 class State:
     """
@@ -58,7 +78,16 @@ class Model:
         kv_dtype: str = "auto",
     ) -> None:
         """
-        config: checkpoint.ModelConfig; checkpoint: tensor(name, shape) and release(name); dtype: 'float32', 'bfloat16', 'int8' or 'int4'; num_threads: 0 takes the physical cores that this process may use; kv_dtype: type of K and V in states, 'float32', 'bfloat16', 'int8' or 'auto' (float32 for float32 weights, else bfloat16).
+        config: checkpoint.ModelConfig; checkpoint: a checkpoint.Checkpoint; dtype: 'float32', 'bfloat16', 'int8' or 'int4'; num_threads: 0 takes the physical cores that this process may use; kv_dtype: type of K and V in states, 'float32', 'bfloat16', 'int8' or 'auto' (float32 for float32 weights, else bfloat16).
+        """
+    def export_weights(
+        self,
+    ) -> tuple[
+        list[tuple[str, str, tuple[int, int], list[numpy.typing.NDArray[numpy.uint8]]]],
+        dict[str, numpy.typing.NDArray[numpy.float32]],
+    ]:
+        """
+        What a packed file holds: a list of matrices (name, layout, (rows, columns), parts as uint8 arrays over the model's own memory) and a dictionary of small float32 tensors. int8 and int4 only.
         """
     def forward(
         self,
@@ -179,6 +208,11 @@ def measure_read_bandwidth(
 ) -> float:
     """
     Streaming read bandwidth in bytes per second.
+    """
+
+def release_free_memory() -> None:
+    """
+    Gives memory that the C library keeps for later back to the system.
     """
 
 __version__: str = "0.1.0"

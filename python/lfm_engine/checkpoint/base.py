@@ -52,6 +52,21 @@ class StoredTensor(NamedTuple):
         return self.data.astype(np.float32, copy=False)
 
 
+class PackedMatrix(NamedTuple):
+    """A matrix in the layout that the kernels read, in place in a file.
+
+    Attributes:
+        layout: its name, as `_core.Model.export_weights` gives it.
+        shape: rows and columns (outputs and inputs).
+        parts: offset and bytes of each part in `map`.
+    """
+
+    layout: str
+    shape: tuple[int, int]
+    parts: tuple[tuple[int, int], ...]
+    map: _core.FileMap
+
+
 class MappedFile:
     """A whole file mapped read-only; hands out byte views and lets their pages go.
 
@@ -110,7 +125,7 @@ class Checkpoint(ABC):
         generation_config: the contents of generation_config.json, ``{}`` if there is none.
         stored_dtype: "float32", "bfloat16" or "float16", whichever most of the weights have; for a
             quantized GGUF file "int4" if there are tensors of 4 bits (the others of such a file
-            keep 8), else "int8".
+            keep 8), else "int8"; for a packed file "int8" or "int4".
     """
 
     path: Path
@@ -145,6 +160,22 @@ class Checkpoint(ABC):
     @abstractmethod
     def close(self) -> None:
         """Closes the file map(s). Arrays that were handed out keep their memory until deleted."""
+
+    def packed(self, name: str) -> PackedMatrix | None:
+        """The matrix `name` to be used in place; None where `tensor` gives what it is made of.
+
+        Names are those of the model's own matrices, q, k and v and also w1 and w3 being one
+        ("...self_attn.qkv_proj.weight", "...feed_forward.w13.weight").
+        """
+        return None
+
+    def will_be_used(self) -> None:
+        """Tells the system that a model is going to read all weights in place, if it is."""
+        return None
+
+    def verify(self) -> None:
+        """Compares all weights with their checksums. ValueError: one differs, or has none."""
+        raise ValueError(f"{self.path}: has no checksums to verify; packed files have")
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint contains a tensor of this canonical name."""
