@@ -89,6 +89,8 @@ inline float f16_to_f32(uint16_t half) {
   return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(scaled));
 }
 
+inline bool is_finite_f16(uint16_t bits) { return (bits & 0x7c00u) != 0x7c00u; }
+
 // Round to nearest even; overflow becomes infinity.
 inline uint16_t f32_to_f16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);

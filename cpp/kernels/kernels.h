@@ -40,6 +40,12 @@ struct QuantPanels {
 // Q8Rows::sums' factor: minus the zero point, for integer dot products that start there; 1 for weights with mins.
 constexpr int32_t kQ8SumFactor = -128, kQ4SumFactor = -8, kMinsSumFactor = 1;
 
+// Candidates for the scale of a group: the largest magnitude becomes this multiple of it (in pack_q4 minus it, too).
+// Finer steps, or a wider range, lower the error of random weights by less than a 100th.
+inline constexpr int kQ8Candidates = 9, kQ4Candidates = 29;
+constexpr float q8_candidate(int step) { return 127.0f - 0.75f * static_cast<float>(step); }
+constexpr float q4_candidate(int step) { return 5.0f + 0.25f * static_cast<float>(step); }
+
 // Queries that share one KV head, and one block of kAttentionBlock positions that they look at. Row r is head
 // r % group of token r / group.
 struct AttentionTile {
@@ -125,6 +131,15 @@ struct Kernels {
 
   // out[i] = bf16(x[i]), round to nearest even.
   void (*to_bf16)(const float* x, int64_t n, uint16_t* out) noexcept;
+
+  // Sixteen rows x[16, ldx] of finite weights to one panel of `groups` groups, see QuantPanels. Scales are fp16, those
+  // of least squared error among the candidates, and infinite where a group is too large. Every table gives the same
+  // bits.
+  void (*pack_q8)(const float* x, int64_t ldx, int64_t groups, uint8_t* values, uint16_t* scales) noexcept;
+  // Input i is weighted by importance[i] > 0, [groups * 32]; each candidate is refined by least squares. Scales may be
+  // negative: integers reach from -8 to 7.
+  void (*pack_q4)(const float* x, int64_t ldx, int64_t groups, const float* importance, uint8_t* values,
+                  uint16_t* scales) noexcept;
 };
 
 // The table for `isa` (the best one at or below it).

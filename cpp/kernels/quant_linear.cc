@@ -6,7 +6,6 @@
 
 #include "base/error.h"
 #include "kernels/panel_linear.h"
-#include "kernels/quantize.h"
 
 namespace lfm {
 namespace {
@@ -76,19 +75,15 @@ class QuantLinear final : public Linear {
     values_ = memory->values.data(), scales_ = memory->scales.data();
     if (format == Format::q4_mins) mins_ = memory->mins.data();
     owner_ = memory;
+    const Packer packer = {*this, parts, importance, memory->values.data(), memory->scales.data(), memory->mins.data()};
+    // One panel per thread as floats.
+    const int64_t width = groups_ * kGroup;
+    Buffer<float> rows(static_cast<size_t>(max_threads() * kPanel * width));
     std::atomic<const TensorView*> bad{nullptr};
-    int64_t first = 0;
-    for (const TensorView& part : parts) {
-      parallel_ranges(part.rows(), 1, [&](int64_t begin, int64_t end) {
-        const std::unique_ptr<float[]> row(new (std::nothrow) float[static_cast<size_t>(groups_ * kGroup)]());
-        for (int64_t r = begin; r < end; ++r) {
-          const bool ok = row != nullptr && pack_row(part, r, first + r, row.get(), importance, memory->values.data(),
-                                                     memory->scales.data(), memory->mins.data());
-          if (!ok) bad.store(&part);
-        }
-      });
-      first += part.rows();
-    }
+    parallel_for(panels_, [&](int64_t panel) {
+      const TensorView* part = packer.pack(panel, rows.data() + thread_id() * kPanel * width);
+      if (part != nullptr) bad.store(part);
+    });
     if (const TensorView* tensor = bad.load()) {
       throw std::invalid_argument(not_finite_message(tensor->name) + " or values too large for groups of integers");
     }
@@ -220,40 +215,93 @@ class QuantLinear final : public Linear {
     return i % 8 < 4 ? byte & 15 : byte >> 4;
   }
 
-  bool pack_row(const TensorView& part, int64_t r, int64_t n, float* row, std::span<const float> importance,
-                uint8_t* values, uint16_t* scales, uint16_t* mins) const {
-    const bool copied = is_copied(part.dtype, format_);
-    if (!copied && !read_row(part, r, row)) return false;
-    for (int64_t g = 0; g < groups_; ++g) {
-      IntGroup q;
-      float min = 0.0f;
-      if (copied) {
-        const QuantGroup stored = read_group(part, r, g);
-        q.scale = f32_to_f16(stored.scale[0]), min = stored.min;
-        std::memcpy(q.q, stored.q, sizeof(q.q));
-      } else if (format_ == Format::q8) {
-        q = quantize_q8_block(row + g * kGroup);
-      } else {
-        q = quantize_q4_block(row + g * kGroup, importance.empty() ? nullptr : importance.data() + g * kGroup,
-                              std::min(kGroup, in_features() - g * kGroup));
+  // Fills the panels of a new QuantLinear.
+  struct Packer {
+    const QuantLinear& to;
+    std::span<const TensorView> parts;
+    std::span<const float> importance;  // [groups * 32]
+    uint8_t* values;
+    uint16_t *scales, *mins;
+
+    // rows: zeros, [16, groups * 32], and left as zeros. Returns the tensor of a row that does not fit, or null.
+    const TensorView* pack(int64_t panel, float* rows) const {
+      const int64_t width = to.groups_ * kGroup, first = panel * kPanel * to.groups_;
+      const TensorView *part_of[kPanel] = {}, *bad = nullptr;
+      int64_t row_of[kPanel];
+      int64_t lanes = 0;
+      bool any_rounded = false;
+      for (int64_t offset = 0; const TensorView& part : parts) {
+        for (; lanes < kPanel && panel * kPanel + lanes < offset + part.rows(); ++lanes) {
+          part_of[lanes] = &part, row_of[lanes] = panel * kPanel + lanes - offset;
+          if (is_copied(part.dtype, to.format_)) continue;
+          any_rounded = true;
+          if (!read_row(part, row_of[lanes], rows + lanes * width)) bad = &part;
+        }
+        offset += part.rows();
       }
-      const int64_t block = n / kPanel * groups_ + g, lane = n % kPanel;
-      int zero = format_ == Format::q8 ? 128 : 8;
-      if (format_ == Format::q4_mins) {
-        zero = part.dtype == DType::q4_1 || part.dtype == DType::q4_k ? 0 : 8;
-        if (zero != 0) min = -8.0f * f16_to_f32(q.scale);  // exact but for subnormal scales
-        mins[block * kPanel + lane] = f32_to_f16(min);
+      if (bad != nullptr) return bad;
+      if (any_rounded) {
+        uint8_t* panel_values = values + first * to.group_bytes();
+        if (to.format_ == Format::q8) {
+          to.kernels_.pack_q8(rows, width, to.groups_, panel_values, scales + first);
+        } else {
+          to.kernels_.pack_q4(rows, width, to.groups_, importance.data(), panel_values, scales + first);
+        }
+        std::memset(rows, 0, static_cast<size_t>(kPanel * width) * sizeof(float));
       }
-      if (!is_finite_f16(q.scale) || !is_finite_f16(f32_to_f16(min))) return false;
-      scales[block * kPanel + lane] = q.scale;
-      for (int64_t i = 0; i < kGroup; ++i) {
-        uint8_t& byte = values[byte_of(block, lane, i)];
-        const int stored = q.q[i] + zero;
-        byte = static_cast<uint8_t>(format_ == Format::q8 ? stored : byte | (i % 8 < 4 ? stored : stored << 4));
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        const TensorView& part = *part_of[lane];
+        const bool fits =
+            is_copied(part.dtype, to.format_) ? copy_row(part, row_of[lane], first + lane) : check_row(first + lane);
+        if (!fits) return &part;
+      }
+      return nullptr;
+    }
+
+    // The rounded row whose scales lie at `lane` of their groups.
+    bool check_row(int64_t lane) const {
+      bool finite = true;
+      for (int64_t i = lane; i < lane + to.groups_ * kPanel; i += kPanel) {
+        if (mins != nullptr) mins[i] = minimum_of(scales[i]);
+        finite = finite && is_finite_f16(scales[i]);
+      }
+      return finite;
+    }
+
+    // Takes over the integers of a stored row.
+    bool copy_row(const TensorView& part, int64_t row, int64_t lane) const {
+      bool finite = true;
+      for (int64_t g = 0; g < to.groups_; ++g, lane += kPanel) {
+        const QuantGroup group = read_group(part, row, g);
+        scales[lane] = f32_to_f16(group.scale[0]);
+        finite = finite && is_finite_f16(scales[lane]);
+        uint8_t zero = to.format_ == Format::q8 ? 128 : 8;
+        if (mins != nullptr) {
+          if (part.dtype != DType::q4_0) zero = 0;
+          mins[lane] = zero == 0 ? f32_to_f16(group.min) : minimum_of(scales[lane]);
+          finite = finite && is_finite_f16(mins[lane]);
+        }
+        store_group(group.q, zero, lane);
+      }
+      return finite;
+    }
+
+    // Four inputs at a time, see QuantPanels.
+    void store_group(const int8_t* q, uint8_t zero, int64_t lane) const {
+      const int64_t halves = to.format_ == Format::q8 ? 1 : 2, quads = kGroup / 4 / halves;
+      uint8_t* out = values + lane / kPanel * kPanel * to.group_bytes() + lane % kPanel * 4;
+      for (int64_t j = 0; j < quads; ++j, out += kPanel * 4) {
+        for (int64_t i = 0; i < 4; ++i) {
+          const int low = q[(j * halves) * 4 + i] + zero;
+          const int high = halves == 2 ? q[(j * 2 + 1) * 4 + i] + zero : 0;
+          out[i] = static_cast<uint8_t>(low | high << 4);
+        }
       }
     }
-    return true;
-  }
+
+    // What 8 steps below zero are; exact but for subnormal scales.
+    static uint16_t minimum_of(uint16_t scale) { return f32_to_f16(-8.0f * f16_to_f32(scale)); }
+  };
 
   const Kernels& kernels_;
   Format format_;
@@ -268,9 +316,17 @@ class QuantLinear final : public Linear {
 
 std::unique_ptr<Linear> make_quant_linear(std::span<const TensorView> parts, ComputeType type, const Kernels& kernels,
                                           std::span<const float> importance) {
-  check(importance.empty() || static_cast<int64_t>(importance.size()) == parts[0].cols(), "importance of tensor '",
-        parts[0].name, "' has ", importance.size(), " values, expected ", parts[0].cols());
-  return std::make_unique<QuantLinear>(parts, format_for(parts, type), kernels, importance);
+  const int64_t k = parts[0].cols();
+  check(importance.empty() || static_cast<int64_t>(importance.size()) == k, "importance of tensor '", parts[0].name,
+        "' has ", importance.size(), " values, expected ", k);
+  std::vector<float> weights(static_cast<size_t>((k + kGroup - 1) / kGroup * kGroup), 1.0f);
+  if (!importance.empty()) {
+    double mean = 0;
+    for (const float v : importance) mean += double{v} / static_cast<double>(k);
+    // A trace of plain squared error keeps the weights of inputs that were always zero sensible.
+    for (int64_t i = 0; i < k && mean > 0; ++i) weights[i] = static_cast<float>(importance[i] / mean) + 1e-6f;
+  }
+  return std::make_unique<QuantLinear>(parts, format_for(parts, type), kernels, weights);
 }
 
 std::unique_ptr<Linear> make_quant_linear(const PackedWeights& weights, const Kernels& kernels) {

@@ -9,7 +9,7 @@ namespace lfm {
 // Quantized sources keep their integers in the smallest format that has room for them: q4_0 as int4; q4_1 and q4_k as
 // int4 with minima; q8_0 and q5_0 as int8. q5_1, q5_k and q6_k are rounded to int8, and so is any type next to parts of
 // another one that need it. Float sources become `type`: int8 by the largest magnitude of a group, int4 by
-// quantize_q4_block.
+// the scale of least squared error.
 std::unique_ptr<Linear> make_quant_linear(std::span<const TensorView> parts, ComputeType type, const Kernels& kernels,
                                           std::span<const float> importance);
 

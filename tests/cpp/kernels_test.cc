@@ -347,5 +347,120 @@ TEST_P(KernelsTest, QuantizedProductsAreExact) {
   }
 }
 
+struct Panel {
+  Panel(int64_t groups, int64_t group_bytes) : values(groups * group_bytes), scales(groups * kPanel) {}
+  Guarded<uint8_t> values;
+  Guarded<uint16_t> scales;
+};
+
+// Sixteen rows of one kind of values each.
+std::vector<float> rows_to_pack(Rng& rng, int64_t ldx, int64_t groups) {
+  std::vector<float> x = rng.normals(kPanel * ldx, 0.05f);
+  for (int64_t r = 0; r < kPanel; ++r) {
+    for (int64_t i = 0; i < groups * kGroup; ++i) {
+      float& v = x[r * ldx + i];
+      if (r == 1) v = 0.0f;
+      if (r == 2) v *= 1e-6f;                                          // scales are subnormal fp16
+      if (r == 3) v *= 1e-38f;                                         // and here zero
+      if (r == 4) v *= 1e6f;                                           // large, but within fp16
+      if (r == 5) v *= 1e30f;                                          // too large
+      if (r == 6 && i % kGroup == 7) v = 3.0f;                         // outliers
+      if (r == 7) v = 0.125f * static_cast<float>(rng.below(16) - 8);  // exact in int4 and, with the next, int8
+      if (r == 7 && i % kGroup == 0) v = -1.0f;
+      if (r == 8) v = -0.125f * static_cast<float>(rng.below(16) - 8);
+      if (r == 8 && i % kGroup == 0) v = 1.0f;
+      if (r == 9) v = -std::fabs(v);
+      if (r == 10) v = 0.01f;
+    }
+  }
+  return x;
+}
+
+TEST_P(KernelsTest, PackQ8FindsAScaleOfSmallError) {
+  for (const auto& [groups, gap] : {std::pair<int64_t, int64_t>{1, 0}, {2, 5}, {5, 1}}) {
+    const int64_t ldx = groups * kGroup + gap;
+    const std::vector<float> x = rows_to_pack(rng, ldx, groups);
+    Panel got(groups, 512), want(groups, 512);
+    kernels.pack_q8(x.data(), ldx, groups, got.values.data(), got.scales.data());
+    reference.pack_q8(x.data(), ldx, groups, want.values.data(), want.scales.data());
+    ASSERT_TRUE(same_bits(got.values.values(), want.values.values()));
+    ASSERT_TRUE(same_bits(got.scales.values(), want.scales.values()));
+    ASSERT_TRUE(got.values.intact() && got.scales.intact());
+    double error = 0, plain = 0;
+    for (int64_t r = 0; r < kPanel; ++r) {
+      for (int64_t i = 0; i < groups * kGroup; ++i) {
+        const int64_t g = i / kGroup;
+        const float scale = f16_to_f32(got.scales[g * kPanel + r]), v = x[r * ldx + i];
+        if (r == 5) ASSERT_TRUE(std::isinf(scale));
+        if (r == 5) continue;
+        const double found = quant_weight(kQuantCases[0], got.values.values(), scale, 0, g, r, i % kGroup);
+        float top = 0.0f;
+        for (int64_t j = g * kGroup; j < (g + 1) * kGroup; ++j) top = std::max(top, std::fabs(x[r * ldx + j]));
+        // Half a step; the stored scale is off by 2^-11, or by 2^-25 where it is subnormal.
+        ASSERT_NEAR(found, v, 0.5 * top / 121 + top / 2048 + 127 * 0x1p-25) << r;
+        if (r > 10) {
+          const double step = top / 127.0, nearest = step * std::nearbyint(v / step);
+          error += (found - v) * (found - v), plain += (nearest - v) * (nearest - v);
+        }
+      }
+    }
+    EXPECT_LE(error, 0.9 * plain);
+  }
+}
+
+double squared_error(const float* x, const float* importance, double scale) {
+  double error = 0;
+  for (int64_t i = 0; i < kGroup; ++i) {
+    const double q = scale == 0 ? 0.0 : std::clamp(std::nearbyint(x[i] / scale), -8.0, 7.0);
+    error += importance[i] * (x[i] - scale * q) * (x[i] - scale * q);
+  }
+  return error;
+}
+
+TEST_P(KernelsTest, PackQ4FindsTheScaleOfLeastError) {
+  for (const auto& [groups, gap] : {std::pair<int64_t, int64_t>{1, 0}, {2, 5}, {5, 1}}) {
+    for (const bool weighted : {false, true}) {
+      const int64_t ldx = groups * kGroup + gap;
+      const std::vector<float> x = rows_to_pack(rng, ldx, groups);
+      std::vector<float> importance(static_cast<size_t>(groups * kGroup), 1.0f);
+      if (weighted) {
+        for (float& w : importance) w = std::exp(rng.normal());
+      }
+      Panel got(groups, 256), want(groups, 256);
+      kernels.pack_q4(x.data(), ldx, groups, importance.data(), got.values.data(), got.scales.data());
+      reference.pack_q4(x.data(), ldx, groups, importance.data(), want.values.data(), want.scales.data());
+      ASSERT_TRUE(same_bits(got.values.values(), want.values.values()));
+      ASSERT_TRUE(same_bits(got.scales.values(), want.scales.values()));
+      ASSERT_TRUE(got.values.intact() && got.scales.intact());
+      double total = 0, least = 0;
+      for (int64_t r = 0; r < kPanel; ++r) {
+        for (int64_t g = 0; g < groups; ++g) {
+          const float scale = f16_to_f32(got.scales[g * kPanel + r]), *group = &x[r * ldx + g * kGroup];
+          if (r == 5) ASSERT_TRUE(std::isinf(scale));
+          if (r == 5) continue;
+          double error = 0, top = 0, size = 0;
+          for (int64_t i = 0; i < kGroup; ++i) {
+            const double found = quant_weight(kQuantCases[1], got.values.values(), scale, 0, g, r, i);
+            if (r == 7 || r == 8) ASSERT_EQ(found, group[i]);
+            error += importance[g * kGroup + i] * (group[i] - found) * (group[i] - found);
+            size += importance[g * kGroup + i] * group[i] * group[i];
+            top = std::max(top, double{std::fabs(group[i])});
+          }
+          if (r == 2 || r == 3) continue;  // limited by fp16
+          double best = squared_error(group, &importance[g * kGroup], 0.0);
+          for (double k = 3; k < 20; k += 0.01) {
+            for (const double s : {top / k, -top / k}) {
+              best = std::min(best, squared_error(group, &importance[g * kGroup], s));
+            }
+          }
+          EXPECT_LE(error, 1.3 * best + 1e-6 * size) << "row " << r << " group " << g;
+          if (r > 10) total += error, least += best;
+        }
+      }
+      EXPECT_LE(total, 1.02 * least) << weighted;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace lfm::testing

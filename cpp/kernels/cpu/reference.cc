@@ -220,6 +220,85 @@ void to_bf16(const float* x, int64_t n, uint16_t* out) noexcept {
   for (int64_t i = 0; i < n; ++i) out[i] = f32_to_bf16(x[i]);
 }
 
+float clamped_round(float v, float low, float high) { return std::min(std::max(std::nearbyint(v), low), high); }
+float inverse_or_zero(float v) { return std::fabs(v) > kSmallestQ8Max ? 1.0f / v : 0.0f; }
+
+float largest_magnitude(const float* x) {
+  float top = 0.0f;
+  for (int64_t i = 0; i < kGroup; ++i) top = std::max(top, std::fabs(x[i]));
+  return top;
+}
+
+// The scale of least squared error, in units of `top`, the largest magnitude.
+float best_q8_scale(const float* x, float top) {
+  float least = std::numeric_limits<float>::max(), scale = 0.0f;
+  for (int step = 0; step < kQ8Candidates; ++step) {
+    const float own = 1.0f / q8_candidate(step);
+    float error = 0.0f;
+    for (int64_t i = 0; i < kGroup; ++i) {
+      const float y = x[i] * inverse_or_zero(top), off = y - std::nearbyint(y * q8_candidate(step)) * own;
+      error = std::fma(off, off, error);
+    }
+    if (error < least) least = error, scale = own;
+  }
+  return scale;
+}
+
+void pack_q8(const float* x, int64_t ldx, int64_t groups, uint8_t* values, uint16_t* scales) noexcept {
+  for (int64_t r = 0; r < kPanel; ++r) {
+    for (int64_t g = 0; g < groups; ++g) {
+      const float* group = x + r * ldx + g * kGroup;
+      uint16_t& scale = scales[g * kPanel + r];
+      const float top = largest_magnitude(group);
+      scale = f32_to_f16(best_q8_scale(group, top) * top);
+      const float inverse = inverse_or_zero(f16_to_f32(scale));  // of the scale that is stored, not of the exact one
+      for (int64_t i = 0; i < kGroup; ++i) {
+        const float q = clamped_round(group[i] * inverse, -127.0f, 127.0f);
+        values[((g * kGroup / 4 + i / 4) * kPanel + r) * 4 + i % 4] = static_cast<uint8_t>(q + 128.0f);
+      }
+    }
+  }
+}
+
+// The same for int4, weighted by importance.
+float best_q4_scale(const float* x, float top, const float* importance) {
+  float best = 0.0f, scale = 0.0f;
+  const auto consider = [&](float inverse) {
+    float yq = 0.0f, qq = 0.0f;
+    for (int64_t i = 0; i < kGroup; ++i) {
+      const float y = x[i] * inverse_or_zero(top), q = clamped_round(y * inverse, -8.0f, 7.0f);
+      yq = std::fma(importance[i] * y, q, yq);
+      qq = std::fma(importance[i] * q, q, qq);
+    }
+    const float own = yq / qq, gain = yq * own;
+    if (gain > best) best = gain, scale = own;
+  };
+  for (int step = 0; step < kQ4Candidates; ++step) {
+    consider(q4_candidate(step));
+    consider(-q4_candidate(step));
+  }
+  consider(inverse_or_zero(scale));
+  return scale;
+}
+
+void pack_q4(const float* x, int64_t ldx, int64_t groups, const float* importance, uint8_t* values,
+             uint16_t* scales) noexcept {
+  for (int64_t r = 0; r < kPanel; ++r) {
+    for (int64_t g = 0; g < groups; ++g) {
+      const float* group = x + r * ldx + g * kGroup;
+      const float top = largest_magnitude(group);
+      uint16_t& scale = scales[g * kPanel + r];
+      scale = f32_to_f16(best_q4_scale(group, top, importance + g * kGroup) * top);
+      const float inverse = inverse_or_zero(f16_to_f32(scale));
+      for (int64_t i = 0; i < kGroup; ++i) {
+        const auto q = static_cast<int>(clamped_round(group[i] * inverse, -8.0f, 7.0f)) + 8;
+        uint8_t& byte = values[((g * kGroup / 8 + i / 8) * kPanel + r) * 4 + i % 4];
+        byte = static_cast<uint8_t>(i % 8 < 4 ? q : byte | q << 4);
+      }
+    }
+  }
+}
+
 // One weight of a [k, 64] fp32 or [k / 2, 64, 2] bf16 block.
 float block_weight(const float* panel, int64_t k, int64_t n) { return panel[k * kBlock + n]; }
 float block_weight(const uint16_t* panel, int64_t k, int64_t n) {
@@ -257,6 +336,8 @@ const Kernels kReferenceKernels = {
     .blocked_f32 = blocked<float>,
     .blocked_bf16 = blocked<uint16_t>,
     .to_bf16 = to_bf16,
+    .pack_q8 = pack_q8,
+    .pack_q4 = pack_q4,
 };
 
 }  // namespace lfm

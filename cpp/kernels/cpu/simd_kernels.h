@@ -78,4 +78,6 @@ constexpr Kernels kSimdKernels = {
     .blocked_f32 = nullptr,
     .blocked_bf16 = nullptr,
     .to_bf16 = to_bf16,
+    .pack_q8 = pack_q8,
+    .pack_q4 = pack_q4,
 };

@@ -16,6 +16,9 @@ struct Vec {
   static Vec load_f16(const uint16_t* p) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
   }
+  void store_f16(uint16_t* p) const {  // nearest even
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
   // The first n (0 < n < kWidth) lanes, the rest zero.
   static Vec load(const float* p, int64_t n) { return {_mm256_maskload_ps(p, mask(n))}; }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
@@ -46,6 +49,10 @@ struct Vec {
   }
   // a where x >= y, else 0.
   static Vec keep_ge(Vec x, Vec y, Vec a) { return {_mm256_and_ps(a.v, _mm256_cmp_ps(x.v, y.v, _CMP_GE_OQ))}; }
+  // a where x > y, else b.
+  static Vec select_gt(Vec x, Vec y, Vec a, Vec b) {
+    return {_mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(x.v, y.v, _CMP_GT_OQ))};
+  }
   float sum() const {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -67,7 +74,14 @@ struct Vec {
 struct IntVec {
   __m256i v;
   static IntVec set(int32_t x) { return {_mm256_set1_epi32(x)}; }
+  static IntVec of(Vec x) { return {_mm256_cvtps_epi32(x.v)}; }  // nearest even
   Vec to_float() const { return {_mm256_cvtepi32_ps(v)}; }
+  void store(uint8_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  friend IntVec operator|(IntVec a, IntVec b) { return {_mm256_or_si256(a.v, b.v)}; }
+  template <int kBits>
+  IntVec shifted() const {
+    return {_mm256_slli_epi32(v, kBits)};
+  }
 };
 
 // Four bytes (a quad of inputs) per lane.

@@ -16,6 +16,10 @@ struct Vec {
   static Vec load_f16(const uint16_t* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
+  void store_f16(uint16_t* p) const {  // nearest even
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
   // The first n (0 < n < kWidth) lanes, the rest zero.
   static Vec load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(mask(n), p)}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
@@ -45,6 +49,10 @@ struct Vec {
   static Vec keep_ge(Vec x, Vec y, Vec a) {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_GE_OQ), a.v)};
   }
+  // a where x > y, else b.
+  static Vec select_gt(Vec x, Vec y, Vec a, Vec b) {
+    return {_mm512_mask_mov_ps(b.v, _mm512_cmp_ps_mask(x.v, y.v, _CMP_GT_OQ), a.v)};
+  }
   float sum() const { return _mm512_reduce_add_ps(v); }
   float max() const { return _mm512_reduce_max_ps(v); }
 
@@ -56,7 +64,14 @@ struct Vec {
 struct IntVec {
   __m512i v;
   static IntVec set(int32_t x) { return {_mm512_set1_epi32(x)}; }
+  static IntVec of(Vec x) { return {_mm512_cvtps_epi32(x.v)}; }  // nearest even
   Vec to_float() const { return {_mm512_cvtepi32_ps(v)}; }
+  void store(uint8_t* p) const { _mm512_storeu_si512(p, v); }
+  friend IntVec operator|(IntVec a, IntVec b) { return {_mm512_or_si512(a.v, b.v)}; }
+  template <int kBits>
+  IntVec shifted() const {
+    return {_mm512_slli_epi32(v, kBits)};
+  }
 };
 
 // Four bytes (a quad of inputs) per lane.
