@@ -14,7 +14,7 @@ class MachineLock:
     measure on this machine get their turn, and never at the same time.
     """
 
-    SLICE = 100.0
+    SLICE = 15.0
 
     def __init__(self, path: Path | None) -> None:
         self._file = path.open("a") if path else None

@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from bench_report import Model, Result
+from bench_results import Model, Result
 
 COLORS = {
     "lfm-engine": "#c0392b",
