@@ -68,7 +68,7 @@ class Bench:
         self._options = options
         self._folder: Path = options.folder
         self._contexts = contexts
-        self._lock = MachineLock(options.lock)
+        self._lock = MachineLock(options.lock, options.lock_slice)
         self._python: dict[str, str] = dict(pair.split("=", 1) for pair in options.python)
         self.not_run: list[dict[str, Any]] = []
         with open_checkpoint(self._folder) as checkpoint:
@@ -194,6 +194,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--fill-budget", type=float, default=300, metavar="SECONDS")
     parser.add_argument("--python", action="append", default=[], metavar="ENGINE=INTERPRETER")
     parser.add_argument("--lock", type=Path, help="hold this lock file during each measurement")
+    parser.add_argument("--lock-slice", type=float, default=20, metavar="SECONDS")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write every figure there")
     options = parser.parse_args()
     if options.rounds is None:
