@@ -46,7 +46,7 @@ void fill(SequenceState& state, const Kernels& kernels, int64_t tokens) {
 }
 
 // One pass over all layers for each iteration of `timer`.
-void attend(benchmark::State& timer, const SequenceState& state, int64_t queries, int64_t tile_tokens, int threads) {
+Rates attend(benchmark::State& timer, const SequenceState& state, int64_t queries, int64_t tile_tokens, int threads) {
   const Kernels& kernels = active_kernels();
   const StateLayout& layout = state.layout();
   const int64_t group = 2, hd = layout.head_dim, past = state.length() - queries, rows = tile_tokens * group;
@@ -62,6 +62,7 @@ void attend(benchmark::State& timer, const SequenceState& state, int64_t queries
     float* base = partials.data() + i * partial_floats;
     return AttentionPartial{base, base + rows, base + 2 * rows};
   };
+  const Rates rates(timer);
   for (auto _ : timer) {
     for (int64_t layer = 0; layer < layout.attention_layers; ++layer) {
       parallel_for_dynamic(layout.kv_heads * tiles * splits, splits > 1 ? 4 : 1, [&](int64_t i) {
@@ -106,6 +107,7 @@ void attend(benchmark::State& timer, const SequenceState& state, int64_t queries
     }
     benchmark::ClobberMemory();
   }
+  return rates;
 }
 
 void attention(benchmark::State& timer, KvType type, int64_t queries, int64_t tile_tokens) {
@@ -116,12 +118,12 @@ void attention(benchmark::State& timer, KvType type, int64_t queries, int64_t ti
   const auto layout = std::make_shared<StateLayout>(config, type);
   SequenceState state(layout);
   fill(state, active_kernels(), tokens + queries);
-  attend(timer, state, queries, tile_tokens, threads);
+  const Rates rates = attend(timer, state, queries, tile_tokens, threads);
   const auto keys = static_cast<double>(tokens) + static_cast<double>(queries + 1) / 2;
   const auto outputs = static_cast<double>(queries * config.num_attention_heads * config.head_dim) *
                        static_cast<double>(config.layer_types.size());
   const double bytes = static_cast<double>(layout->page_bytes) / kPage * static_cast<double>(tokens + queries);
-  report(timer, bytes, 4 * outputs * keys, type == KvType::f32 ? ComputeType::f32 : ComputeType::bf16, threads);
+  rates.report(bytes, 4 * outputs * keys, type == KvType::f32 ? ComputeType::f32 : ComputeType::bf16, threads);
 }
 
 const bool registered = [] {

@@ -3,6 +3,7 @@
 
 #include <benchmark/benchmark.h>
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <random>
@@ -33,15 +34,29 @@ inline double gemm_peak(ComputeType type, int threads) {
 }
 
 // Counters of an iteration that moves `bytes` and computes `flops`: rates, and fractions of the limits (of bandwidth
-// above 1: the data lay in a cache). For benchmarks with UseRealTime().
-inline void report(benchmark::State& state, double bytes, double flops, ComputeType type, int threads) {
-  const auto rate = benchmark::Counter::kIsIterationInvariantRate;
-  state.counters["bytes/s"] = benchmark::Counter(bytes, rate, benchmark::Counter::kIs1000);
-  state.counters["of_bandwidth"] = benchmark::Counter(bytes / read_bandwidth(threads), rate);
-  state.counters["FLOP/s"] = benchmark::Counter(flops, rate, benchmark::Counter::kIs1000);
-  const double peak = gemm_peak(type, threads);
-  if (peak > 0) state.counters["of_gemm"] = benchmark::Counter(flops / peak, rate);
-}
+// above 1: the data lay in a cache). Made before the loop, reported after it; for benchmarks with UseRealTime().
+class Rates {
+ public:
+  explicit Rates(benchmark::State& state) : state_(state), begin_(Clock::now()) {}
+
+  void report(double bytes, double flops, ComputeType type, int threads) const {
+    const std::chrono::duration<double> seconds = Clock::now() - begin_;
+    const double per_second = static_cast<double>(state_.iterations()) / seconds.count();
+    const auto rate = benchmark::Counter::kIsIterationInvariantRate;
+    state_.counters["bytes"] = benchmark::Counter(bytes, rate);
+    state_.counters["FLOP"] = benchmark::Counter(flops, rate);
+    // A rate counter would print a fraction with "/s".
+    state_.counters["of_bandwidth"] = bytes * per_second / read_bandwidth(threads);
+    const double peak = gemm_peak(type, threads);
+    if (peak > 0) state_.counters["of_gemm"] = flops * per_second / peak;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  benchmark::State& state_;
+  Clock::time_point begin_;
+};
 
 // 1 and, if there are more, all cores.
 inline std::vector<int64_t> thread_counts() {

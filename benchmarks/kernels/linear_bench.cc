@@ -77,13 +77,14 @@ void linear(benchmark::State& state, const Shape& shape, ComputeType type) {
   LinearScratch scratch;
   copies[0]->forward(x.data(), rows, y.data(), false, scratch);  // sizes the scratch
   size_t next = 1;
+  const Rates rates(state);
   for (auto _ : state) {
     copies[next++ % copies.size()]->forward(x.data(), rows, y.data(), false, scratch);
     benchmark::ClobberMemory();
   }
   const double activations = static_cast<double>(rows * (shape.k + shape.n)) * sizeof(float);
   const double flops = 2.0 * static_cast<double>(rows * shape.k) * static_cast<double>(shape.n);
-  report(state, static_cast<double>(copies[0]->nbytes()) + activations, flops, type, threads);
+  rates.report(static_cast<double>(copies[0]->nbytes()) + activations, flops, type, threads);
   state.SetLabel(std::string(copies[0]->implementation()));
 }
 

@@ -1,5 +1,6 @@
 // All kernel benchmarks of this folder: google-benchmark's command line, e.g.
 //   kernel_bench --benchmark_filter='linear/int4.*rows:1/'
+// "Library was built as DEBUG" is Debian's packaging of google-benchmark; what is measured is not touched by it.
 #include <benchmark/benchmark.h>
 
 #include <string>

@@ -24,10 +24,8 @@ void sample(benchmark::State& state, const SamplingParams& params) {
     std::memcpy(work.data(), logits.data(), work.size() * sizeof(float));
     benchmark::DoNotOptimize(sampler.sample(work, history, {}));
   }
-  state.counters["bytes/s"] = benchmark::Counter(static_cast<double>(work.size() * sizeof(float)),
-                                                 benchmark::Counter::kIsIterationInvariantRate);
-  state.counters["logits/s"] =
-      benchmark::Counter(static_cast<double>(kVocab), benchmark::Counter::kIsIterationInvariantRate);
+  state.SetBytesProcessed(state.iterations() * kVocab * static_cast<int64_t>(sizeof(float)));
+  state.SetItemsProcessed(state.iterations() * kVocab);
 }
 
 SamplingParams drawing(float temperature, int64_t top_k, float top_p, float min_p, float penalty) {
