@@ -104,9 +104,8 @@ def speed_bars(model: Model, group: dict[str, Any]) -> str:
     for ours, peer in PEERS:
         found.ratio(ours, peer, deep, 3.5)
         found.limit(ours, deep, 0.7)
-    for ours in ("int4", "int8"):
-        found.ratio(f"{ours}, kv int8", dict(PEERS)[ours], deep, 3.5)
-        found.versus(f"{ours}, kv int8", ours, deep, 1.0)
+    found.ratio("int4, kv int8", "llama.cpp Q4_0", deep, 3.5)
+    found.versus("int4, kv int8", "int4", deep, 1.0)
     for ours, peer in PEERS:
         found.ratio(ours, peer, ("decode", 32, 128), 3.0)
     header = ["", "", "measured", "at least", ""]

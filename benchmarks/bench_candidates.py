@@ -7,6 +7,9 @@ from pathlib import Path
 
 ENGINES = ("lfm-engine", "transformers", "llama.cpp", "onnxruntime-genai", "openvino")
 NO_LIMIT = 1 << 30
+SHORT = (
+    1024  # tokens: an engine's second file of its fastest kind is left out of what takes minutes
+)
 GGUF_TYPES = (("BF16", "bfloat16"), ("Q8_0", "int8"), ("Q4_0", "int4"), ("Q4_K_M", "int4"))
 EXPORTS = (
     ("onnxruntime-genai", "int4", "model.onnx"),
@@ -74,13 +77,13 @@ def candidates(folder: Path, dtypes: list[str], engines: list[str]) -> list[Cand
     found.append(Candidate(name, "transformers", d, weights, folder, d, max_tokens=4096))
     for kind, d in GGUF_TYPES:
         path = folder / f"model-{kind}.gguf"
-        # Q4_K_M is here as the other common 4-bit file; the long tasks take minutes.
-        limit = 512 if kind == "Q4_K_M" else NO_LIMIT
+        limit = SHORT if kind == "Q4_K_M" else NO_LIMIT
         found.append(Candidate(f"llama.cpp {kind}", "llama.cpp", d, path, path, max_tokens=limit))
     for engine, d, file_name in EXPORTS:
         place = folder / f"{engine.split('-')[0]}-{d}"
         file = place / file_name
-        found.append(Candidate(f"{engine} {d}", engine, d, file, place, max_tokens=4096))
+        limit = SHORT if engine == "openvino" and d == "int8" else 4096
+        found.append(Candidate(f"{engine} {d}", engine, d, file, place, max_tokens=limit))
     return [c for c in found if c.engine in engines and c.weights in dtypes]
 
 
@@ -98,7 +101,7 @@ def for_speed(folder: Path, found: list[Candidate]) -> list[Candidate]:
     for c in found:
         best = replace(packed(folder, c) or c, name=c.name)
         result.append(best)
-        if c.engine == "lfm-engine" and c.dtype != "bfloat16":
+        if c.engine == "lfm-engine" and c.dtype == "int4":
             name = f"{c.name}, kv int8"
             result.append(replace(best, name=name, kv_dtype="int8", min_depth=8192))
     return result

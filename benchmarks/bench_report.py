@@ -1,10 +1,10 @@
 """Tables of a bench_speed.py run.
 
-    PYTHONPATH=python python benchmarks/bench_report.py RUN.json [--bars | --text]
+    PYTHONPATH=python python benchmarks/bench_report.py RUN.json ... [--bars | --text]
 
-RUN.json is what bench_speed.py --json wrote. Prints Markdown for the README; --bars: the project's
-aims, met or missed; --text: what bench_speed.py itself printed. Speeds and fractions are rounded
-down, times and bytes up.
+RUN.json is what bench_speed.py --json wrote; of several, a later one's tasks replace an earlier
+one's. Prints Markdown for the README; --bars: the project's aims, met or missed; --text: what
+bench_speed.py itself printed. Speeds and fractions are rounded down, times and bytes up.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from bench_results import (
     ceil,
     floor,
     label,
+    merge,
     of_bandwidth,
     of_gemm,
     percent,
@@ -156,11 +157,11 @@ def load_markdown(report: dict[str, Any]) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("run", type=Path, help="from bench_speed.py --json")
+    parser.add_argument("run", type=Path, nargs="+", help="from bench_speed.py --json")
     parser.add_argument("--bars", action="store_true", help="the aims, met or missed")
     parser.add_argument("--text", action="store_true", help="tables with every spread")
     options = parser.parse_args()
-    report = json.loads(options.run.read_text())
+    report = merge([json.loads(run.read_text()) for run in options.run])
     model = Model(**report["model"])
     groups = [
         {**group, "results": [Result(**values) for values in group["results"]]}

@@ -145,3 +145,25 @@ def label(kind: str, batch: int, depth: int) -> str:
 def plural(threads: int) -> str:
     """ "1 thread" or "2 threads"."""
     return f"{threads} thread{'s' * (threads > 1)}"
+
+
+def merge(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """Several runs on one machine as one: a later run's task or loading replaces an earlier's."""
+    merged: dict[str, Any] = {**reports[0], "groups": [], "not_run": []}
+    groups: dict[int, dict[str, Any]] = {}
+    for report in reports:
+        for group in report["groups"]:
+            into = groups.setdefault(group["threads"], {**group, "engines": [], "results": []})
+            new = {_task(r) for r in group["results"]}
+            into["results"] = [r for r in into["results"] if _task(r) not in new]
+            into["results"] += group["results"]
+            known = {engine["name"] for engine in into["engines"]}
+            into["engines"] += [e for e in group["engines"] if e["name"] not in known]
+        if report["loads"]:
+            merged |= {key: report[key] for key in ("loads", "load_threads")}
+        merged["not_run"] += report["not_run"]
+    return {**merged, "groups": list(groups.values())}
+
+
+def _task(result: dict[str, Any]) -> tuple[str, int, int]:
+    return result["kind"], result["batch"], result["depth"]

@@ -77,7 +77,7 @@ class Limits:
 
     Attributes:
         rounds, new: rounds of a task, and tokens that each decodes.
-        budget: seconds after which an engine that had two rounds gets no more of a task.
+        budget: seconds of a task after which an engine gets no further round of it.
         fill_budget: seconds that filling a context may take.
     """
 
@@ -123,7 +123,7 @@ class Rounds:
             self._together(list(self._workers), task.kind, self._request)  # not counted
         seconds: dict[Candidate, float] = {}
         for index in range(self._limits.rounds):
-            order = [c for c in self._workers if index < 2 or seconds[c] < self._limits.budget]
+            order = [c for c in self._workers if seconds.get(c, 0.0) < self._limits.budget]
             first = index % len(order) if order else 0
             limits: dict[str, float] = {}
             for candidate in order[first:] + order[:first]:

@@ -12,7 +12,7 @@ Every engine runs in a process of its own, with the same weights, prompts and th
 take turns, round by round, each turn of lfm-engine beside measurements of the machine's read
 bandwidth and GEMM rate, so that a change of the machine's speed touches all alike. Figures are
 medians; the range of the rounds is in parentheses. One run of each short task before the first
-round is not counted. After two rounds an engine is done with a task that took it --budget seconds.
+round is not counted. An engine gets no further round of a task that took it --budget seconds.
 
 - prefill: prompt tokens over the time until the first new token is known;
 - decode: tokens of all sequences over the time of the steps, after contexts of that many tokens.
@@ -57,7 +57,7 @@ from machine_lock import MachineLock
 
 # prefill:4096 leaves the contexts that decode:4096 goes on with.
 FULL = "prefill:128,prefill:512,prefill:4096,decode:4096,decode:128,decode:8x128,decode:32x128"
-FULL += ",decode:32000"
+DEEP = "decode:32000"  # by default only with the most threads: filling takes minutes
 QUICK = "prefill:512,decode:128,decode:32x128"
 
 
@@ -186,19 +186,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", default="2,1", help="one set of tables each; default 2,1")
     parser.add_argument("--engines", default=",".join(ENGINES), help="default: all")
     parser.add_argument("--dtypes", default="bfloat16,int8,int4")
-    parser.add_argument("--tasks", help=f"default {FULL}; a batch is written decode:32x128")
-    parser.add_argument("--rounds", type=int, help="default 5")
+    parser.add_argument("--tasks", help=f"default {FULL}, and {DEEP} with the most threads")
+    parser.add_argument("--rounds", type=int, help="default 4")
     parser.add_argument("--new", type=int, default=32, help="tokens decoded in a round")
     parser.add_argument("--loads", type=int, help="fresh processes for load and memory; default 3")
-    parser.add_argument("--budget", type=float, default=20, metavar="SECONDS")
-    parser.add_argument("--fill-budget", type=float, default=300, metavar="SECONDS")
+    parser.add_argument("--budget", type=float, default=15, metavar="SECONDS")
+    parser.add_argument("--fill-budget", type=float, default=600, metavar="SECONDS")
     parser.add_argument("--python", action="append", default=[], metavar="ENGINE=INTERPRETER")
     parser.add_argument("--lock", type=Path, help="hold this lock file during each measurement")
     parser.add_argument("--lock-slice", type=float, default=20, metavar="SECONDS")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write every figure there")
     options = parser.parse_args()
     if options.rounds is None:
-        options.rounds = 2 if options.quick else 5
+        options.rounds = 2 if options.quick else 4
     if options.loads is None:
         options.loads = 1 if options.quick else 3
     if options.rounds < 1 or options.new < 4 or options.loads < 0:
@@ -206,9 +206,14 @@ def parse_arguments() -> argparse.Namespace:
     if any("=" not in pair for pair in options.python):
         parser.error("--python takes ENGINE=INTERPRETER")
     try:
-        texts = (options.tasks or (QUICK if options.quick else FULL)).split(",")
-        options.tasks = [Task.parse(text) for text in texts]
         options.threads = [int(text) for text in options.threads.split(",")]
+        default = dict.fromkeys(options.threads, QUICK if options.quick else FULL)
+        if not options.quick:
+            default[max(options.threads)] += f",{DEEP}"
+        options.tasks = {
+            threads: [Task.parse(text) for text in (options.tasks or tasks).split(",")]
+            for threads, tasks in default.items()
+        }
     except ValueError as error:
         parser.error(str(error))
     return options
@@ -227,7 +232,7 @@ def main() -> int:
         report |= {"command": sys.argv[1:], "groups": [], "loads": [], "not_run": bench.not_run}
         print(report["processor"], flush=True)
         for threads in options.threads:
-            group = bench.speed(threads, for_speed(options.folder, found), options.tasks)
+            group = bench.speed(threads, for_speed(options.folder, found), options.tasks[threads])
             report["groups"].append({**group, "results": [asdict(r) for r in group["results"]]})
             print(speed_bars(bench.model, group))
             _write(options.json, report)

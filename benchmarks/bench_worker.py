@@ -19,7 +19,7 @@ for each JSON request on stdin:
     {"task": "limits", "rows": 512, "shapes": [[K, N, count], ...]}
         of the machine; rows 0: without the GEMM
 
-A context of more than 1,024 tokens is kept and goes on where the last request of the same sizes
+A context of more than 512 tokens is kept and goes on where the last request of the same sizes
 left it (its depth grows by `new` each time): filling it anew would take minutes.
 """
 
@@ -39,7 +39,7 @@ import numpy as np
 
 from bench_engines import Engine, Prompts, Session, import_library, load_engine
 
-KEPT = 1024  # tokens of all sequences above which a context is kept
+KEPT = 512  # tokens of all sequences above which a context is kept
 Answer = Callable[[dict[str, Any]], None]
 
 

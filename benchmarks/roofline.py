@@ -1,6 +1,6 @@
 """Draws the roofline of a bench_speed.py run: what the machine allows, and where each engine is.
 
-    python benchmarks/roofline.py RUN.json OUT.svg [--threads 2]
+    python benchmarks/roofline.py RUN.json ... OUT.svg [--threads 2]
 
 RUN.json is what bench_speed.py --json wrote; OUT may be .svg, .png or .pdf. Horizontal: FLOPs for
 each byte of weights and K/V that must be read. Vertical: FLOPs per second (those of the matrices).
@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from bench_results import Model, Result
+from bench_results import Model, Result, merge
 
 COLORS = {
     "lfm-engine": "#c0392b",
@@ -128,18 +128,18 @@ def draw(axes: Axes, model: Model, group: dict[str, Any]) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("run", type=Path, help="from bench_speed.py --json")
+    parser.add_argument("run", type=Path, nargs="+", help="from bench_speed.py --json")
     parser.add_argument("out", type=Path)
     parser.add_argument("--threads", help="only these panels, e.g. 2; default: all of the run")
     options = parser.parse_args()
-    report = json.loads(options.run.read_text())
+    report = merge([json.loads(run.read_text()) for run in options.run])
     model = Model(**report["model"])
     wanted = [int(t) for t in options.threads.split(",")] if options.threads else None
     groups = [
         g for g in report["groups"] if g["results"] and (not wanted or g["threads"] in wanted)
     ]
     if not groups:
-        parser.error(f"{options.run} has no results for these threads")
+        parser.error("no results for these threads")
     figure, panels = plt.subplots(
         1, len(groups), figsize=(6.2 * len(groups), 4.8), sharey=True, squeeze=False
     )

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 from bench_bars import load_bars, speed_bars
 from bench_candidates import Task, candidates, for_loads, for_speed
 from bench_report import load_markdown, speed_markdown, speed_tables
-from bench_results import Model, Result, ceil, floor, of_bandwidth, of_gemm, spread
+from bench_results import Model, Result, ceil, floor, merge, of_bandwidth, of_gemm, spread
 
 # One matrix of 1,000 weights twice, a head of 500: 2,500 weights, 5,000 bytes in bfloat16.
 MODEL = Model([(10, 100, 2)], 500, 4, 16)
@@ -146,6 +146,25 @@ def test_load_bars_and_markdown() -> None:
     assert lines["load + first ms"].endswith("MISSED") and lines["total MB"].endswith("met")
     text = load_markdown({"loads": [figures], "load_threads": 1})
     assert text.splitlines()[2].startswith("| **lfm-engine int4, packed** | 50 | 160 | 200 |")
+
+
+def test_merge_keeps_a_ratio_within_one_run() -> None:
+    def report(threads: int, results: list[Result], loads: list[str]) -> dict[str, Any]:
+        values = [vars(r) for r in results]
+        groups = [group([], [engine(r.engine) for r in results]) | {"results": values}]
+        groups[0]["threads"] = threads
+        return {"groups": groups, "not_run": [], "loads": loads, "load_threads": threads}
+
+    first = report(2, [result("a", "decode", [1.0]), result("b", "decode", [2.0])], ["old"])
+    again = report(2, [result("a", "decode", [3.0]), result("c", "prefill", [4.0])], [])
+    other = report(1, [result("a", "decode", [5.0])], ["new"])
+    merged = merge([first, again, other])
+    two, one = merged["groups"]
+    assert [(r["engine"], r["rates"]) for r in two["results"]] == [("a", [3.0]), ("c", [4.0])]
+    assert [e["name"] for e in two["engines"]] == ["a", "b", "c"]
+    assert (one["threads"], len(one["results"])) == (1, 1)
+    assert (merged["loads"], merged["load_threads"]) == (["new"], 1)
+    assert merge([first])["groups"][0] == first["groups"][0]
 
 
 def test_task_names() -> None:
