@@ -97,7 +97,7 @@ def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _column(kind: str, batch: int, depth: int) -> str:
     if batch > 1:
-        return f"batch {batch}"
+        return f"decode, batch {batch}"
     return f"{kind} {depth:,}"
 
 
@@ -118,6 +118,8 @@ def speed_markdown(model: Model, group: dict[str, Any], not_run: list[dict[str, 
     rows = []
     for engine in group["engines"]:
         name = engine["name"]
+        if not any((name, *task) in found for task in tasks):
+            continue  # a variant for tasks that were not asked for
         row = [f"**{name}**" if name.startswith(OURS) else f"{name} ({engine['version']})"]
         for task in tasks:
             result = found.get((name, *task))

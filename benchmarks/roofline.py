@@ -33,6 +33,8 @@ COLORS = {
     "onnxruntime-genai": "#6c3483",
     "openvino": "#117a65",
 }
+# What is drawn of a run that has many tasks: neighbours would hide each other.
+SHOWN = {("prefill", 1, 512), ("decode", 1, 128), ("decode", 1, 32000), ("decode", 32, 128)}
 MARKERS = {"bfloat16": "s", "int8": "o", "int4": "D"}
 
 
@@ -66,8 +68,9 @@ def draw(axes: Axes, model: Model, group: dict[str, Any]) -> None:
     bandwidth = machine(group, "bandwidth")
     roofs = {d: machine(group, f"gemm_{d}") for d in ("bfloat16", "int8")}
     points = []
-    for values in group["results"]:
-        result = Result(**values)
+    results = [Result(**values) for values in group["results"]]
+    some = [r for r in results if (r.kind, r.batch, r.depth) in SHOWN]
+    for result in some or results:
         engine = next(e for e in group["engines"] if e["name"] == result.engine)
         work = operations(model, result)
         intensity = work * tokens_of_step(result) / bytes_of_step(model, engine, result)
@@ -80,14 +83,15 @@ def draw(axes: Axes, model: Model, group: dict[str, Any]) -> None:
                 x, np.minimum(x * bandwidth, roofs[dtype]) / 1e9, style, color="black", lw=1.2
             )
             label = f"oneDNN {dtype} GEMM: {roofs[dtype] / 1e9:.0f} GFLOP/s"
-            axes.annotate(label, (x[-1], roofs[dtype] / 1e9), ha="right", va="bottom", fontsize=8)
+            corner = (roofs[dtype] / bandwidth, roofs[dtype] / 1e9)
+            axes.annotate(label, corner, ha="right", va="bottom", fontsize=8)
     at = 0.75
     axes.annotate(
         f"read bandwidth: {bandwidth / 1e9:.1f} GB/s",
         (at, at * bandwidth / 1e9),
-        xytext=(6, -2),
+        xytext=(-2, 8),
         textcoords="offset points",
-        va="top",
+        rotation=40,
         fontsize=8,
     )
     for result, engine, intensity, rate in points:
@@ -132,6 +136,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--threads", help="only these panels, e.g. 2; default: all of the run")
     options = parser.parse_args()
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text, not outlines: half the size
     report = merge([json.loads(run.read_text()) for run in options.run])
     model = Model(**report["model"])
     wanted = [int(t) for t in options.threads.split(",")] if options.threads else None
@@ -152,10 +157,10 @@ def main() -> None:
         Line2D([], [], color="gray", marker=m, ls="", label=f"{d} weights")
         for d, m in MARKERS.items()
     ]
-    figure.legend(handles=handles, loc="lower center", ncol=len(handles), fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="lower center", ncol=4, fontsize=8, frameon=False)
     figure.suptitle(f"Roofline, {report['processor']}", fontsize=10)
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
-    figure.savefig(options.out, dpi=160)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    figure.savefig(options.out, dpi=90)
     print(options.out)
 
 
