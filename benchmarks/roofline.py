@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from bench_results import Model, Result, merge
+from bench_results import Model, Result, merge, plural
 
 COLORS = {
     "lfm-engine": "#c0392b",
@@ -76,34 +75,23 @@ def draw(axes: Axes, model: Model, group: dict[str, Any]) -> None:
         intensity = work * tokens_of_step(result) / bytes_of_step(model, engine, result)
         points.append((result, engine, intensity, result.rate * work))
     top = max([*roofs.values(), *(p[3] for p in points)])
-    x = np.geomspace(0.5, max(p[2] for p in points) * 2, 400)
+    left, right = 0.5, max(p[2] for p in points) * 2
     for dtype, style in (("bfloat16", "-"), ("int8", "--")):
         if roofs[dtype]:
-            axes.plot(
-                x, np.minimum(x * bandwidth, roofs[dtype]) / 1e9, style, color="black", lw=1.2
-            )
-            label = f"oneDNN {dtype} GEMM: {roofs[dtype] / 1e9:.0f} GFLOP/s"
             corner = (roofs[dtype] / bandwidth, roofs[dtype] / 1e9)
+            x, y = zip((left, left * bandwidth / 1e9), corner, (right, corner[1]), strict=True)
+            axes.plot(x, y, style, color="black", lw=1.2)
+            label = f"oneDNN {dtype} GEMM: {roofs[dtype] / 1e9:.0f} GFLOP/s"
             axes.annotate(label, corner, ha="right", va="bottom", fontsize=8)
-    at = 0.75
-    axes.annotate(
-        f"read bandwidth: {bandwidth / 1e9:.1f} GB/s",
-        (at, at * bandwidth / 1e9),
-        xytext=(-2, 8),
-        textcoords="offset points",
-        rotation=40,
-        fontsize=8,
-    )
+    styles: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
     for result, engine, intensity, rate in points:
-        axes.plot(
-            intensity,
-            rate / 1e9,
-            MARKERS[engine["weights"]],
-            color=COLORS[result.engine.split()[0]],
-            mfc="none" if engine["kv_dtype"] == "int8" else None,
-            ms=6,
-            alpha=0.85,
-        )
+        color = COLORS[result.engine.split()[0]]
+        inside = "none" if engine["kv_dtype"] == "int8" else color
+        look = (MARKERS[engine["weights"]], color, inside)
+        styles.setdefault(look, []).append((intensity, rate / 1e9))
+    for (marker, color, inside), places in styles.items():
+        at = zip(*places, strict=True)
+        axes.plot(*at, ls="", marker=marker, color=color, mfc=inside, ms=6, alpha=0.85)
     kinds: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
     for result, _, intensity, rate in points:
         key = (result.kind, result.batch, result.depth)
@@ -123,9 +111,11 @@ def draw(axes: Axes, model: Model, group: dict[str, Any]) -> None:
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.minorticks_off()  # most of a drawing's bytes
     axes.set_ylim(bottom=min(p[3] for p in points) / 1e9 / 3, top=top / 1e9 * 2)
     axes.set_xlabel("FLOP per byte of weights and K/V")
-    axes.set_title(f"{group['threads']} thread{'s' * (group['threads'] > 1)}", fontsize=10)
+    title = f"{plural(group['threads'])}, memory reads {bandwidth / 1e9:.1f} GB/s"
+    axes.set_title(title, fontsize=10)
     axes.grid(True, which="major", lw=0.4, alpha=0.5)
 
 
