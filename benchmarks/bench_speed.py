@@ -107,7 +107,8 @@ class Bench:
             machine_spec = Spec("machine", "", "", "", threads)
             machine = stack.enter_context(start(machine_spec, sys.executable))
             workers: dict[Candidate, Worker] = {}
-            for candidate in self._usable(threads, found):
+            wanted = [c for c in found if any(c.takes(task) for task in tasks)]
+            for candidate in self._usable(threads, wanted):
                 try:
                     with self._lock:
                         workers[candidate] = stack.enter_context(self._start(candidate, threads))
