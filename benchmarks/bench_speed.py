@@ -18,7 +18,8 @@ round is not counted. An engine gets no further round of a task that took it --b
 - decode: tokens of all sequences over the time of the steps, after contexts of that many tokens.
   Long contexts are filled once, on all cores together; an engine that would need more than
   --fill-budget seconds for that is not run. A filling of 32,000 tokens that had the machine for
-  itself counts as a prefill too;
+  itself counts as a prefill too. --contexts keeps llama.cpp's, which take it minutes, for a later
+  run: the speed does not depend on their values;
 - of bandwidth: bytes of weights and K/V that a step reads, over the read bandwidth just measured;
 - of GEMM: FLOPs of the matrices (the head for one token), over oneDNN's own rate for the model's
   shapes in bfloat16, and in int8;
@@ -193,6 +194,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--loads", type=int, help="fresh processes for load and memory; default 3")
     parser.add_argument("--budget", type=float, default=15, metavar="SECONDS")
     parser.add_argument("--fill-budget", type=float, default=600, metavar="SECONDS")
+    parser.add_argument(
+        "--contexts", type=Path, metavar="FOLDER", help="keep llama.cpp's long contexts for later"
+    )
     parser.add_argument("--python", action="append", default=[], metavar="ENGINE=INTERPRETER")
     parser.add_argument("--lock", type=Path, help="hold this lock file during each measurement")
     parser.add_argument("--lock-slice", type=float, default=20, metavar="SECONDS")
@@ -204,6 +208,8 @@ def parse_arguments() -> argparse.Namespace:
         options.loads = 1 if options.quick else 3
     if options.rounds < 1 or options.new < 4 or options.loads < 0:
         parser.error("--rounds must be at least 1, --new 4, --loads 0")
+    if options.contexts:
+        options.contexts.mkdir(exist_ok=True)
     if any("=" not in pair for pair in options.python):
         parser.error("--python takes ENGINE=INTERPRETER")
     try:
@@ -226,8 +232,8 @@ def main() -> int:
     begin = time.monotonic()
     # Beside the report, since /tmp may be memory.
     beside = options.json.resolve().parent if options.json else None
-    with tempfile.TemporaryDirectory(prefix="bench-contexts-", dir=beside) as contexts:
-        bench = Bench(options, Path(contexts))
+    with tempfile.TemporaryDirectory(prefix="bench-contexts-", dir=beside) as own:
+        bench = Bench(options, options.contexts or Path(own))
         found = candidates(options.folder, options.dtypes.split(","), options.engines.split(","))
         report: dict[str, Any] = {"processor": processor(), "model": asdict(bench.model)}
         report |= {"command": sys.argv[1:], "groups": [], "loads": [], "not_run": bench.not_run}
