@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType, TokenType
-from gguf.quants import quantize
 
+from k_quants import quantize
 from lfm_engine.checkpoint import Checkpoint, ModelConfig, names, open_checkpoint
 from lfm_engine.checkpoint.rope import inverse_frequencies
 
@@ -28,7 +28,12 @@ _FILE_TYPES = {
     "Q5_0": LlamaFileType.MOSTLY_Q5_0,
     "Q5_1": LlamaFileType.MOSTLY_Q5_1,
     "Q8_0": LlamaFileType.MOSTLY_Q8_0,
+    "Q5_K": LlamaFileType.MOSTLY_Q5_K_M,
+    "Q6_K": LlamaFileType.MOSTLY_Q6_K,
+    "Q4_K_M": LlamaFileType.MOSTLY_Q4_K_M,
 }
+# Q4_K_M: these in Q6_K, the other matrices in Q4_K.
+_MORE_BITS = ("token_embd.weight", "attn_v.weight", "ffn_down.weight")
 
 
 def write_gguf(folder: Path, out_path: Path, qtype: str) -> None:
@@ -41,9 +46,8 @@ def write_gguf(folder: Path, out_path: Path, qtype: str) -> None:
     Args:
         folder: a model folder that `open_checkpoint` reads.
         out_path: is overwritten.
-        qtype: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0 (what the gguf package can write).
+        qtype: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q5_K, Q6_K or Q4_K_M.
     """
-    kind = GGMLQuantizationType[qtype]
     with open_checkpoint(folder) as checkpoint:
         config = checkpoint.config
         writer = GGUFWriter(out_path, config.architecture)
@@ -53,7 +57,10 @@ def write_gguf(folder: Path, out_path: Path, qtype: str) -> None:
             if config.architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
                 values = _permuted(values, config.head_dim)
             gguf_name = names.to_gguf(name, config.architecture)
-            _add_tensor(writer, gguf_name, values, kind)
+            kind = qtype
+            if qtype == "Q4_K_M":
+                kind = "Q6_K" if gguf_name.endswith(_MORE_BITS) else "Q4_K"
+            _add_tensor(writer, gguf_name, values, GGMLQuantizationType[kind])
         _add_rope_factors(writer, checkpoint, folder)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

@@ -18,7 +18,7 @@ from lfm_engine.checkpoint.config import from_hf
 
 GOLDENS = Path(__file__).parent / "goldens"
 NAMES = sorted(path.parent.name for path in GOLDENS.glob("*/golden.npz"))
-DTYPES = ("float32", "bfloat16", "int8")
+DTYPES = ("float32", "bfloat16", "int8", "int4")
 # Nothing that a generation_config.json says, and no end: what the goldens were made with.
 PLAIN_GREEDY: dict[str, Any] = {
     "do_sample": False,

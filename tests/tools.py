@@ -132,7 +132,7 @@ TOOLS: list[Any] = [
 
 
 def chatted(model: CausalLM, tokenizer: Tokenizer, **options: Any) -> ChatOutput:
-    given = {"tokenizer": tokenizer, "max_new_tokens": 400, **SAMPLE, **options}
+    given = {"tokenizer": tokenizer, "max_new_tokens": 400, "seed": 0, **SAMPLE, **options}
     output = model.chat(given.pop("messages", USER), **given)
     assert isinstance(output, ChatOutput)
     return output

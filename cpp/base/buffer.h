@@ -58,8 +58,8 @@ class Buffer {
   }
 
  private:
-  static constexpr size_t kHuge = size_t{2} << 20;
-  bool is_large() const { return bytes() >= kHuge; }
+  static constexpr size_t kHuge = size_t{2} << 20, kLarge = kHuge / 2;
+  bool is_large() const { return bytes() >= kLarge; }
 
   static void* allocate_small(size_t bytes) {
     const size_t rounded = (bytes + 63) / 64 * 64;

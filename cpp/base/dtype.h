@@ -8,25 +8,48 @@
 
 namespace lfm {
 
-// q8_0, q4_0, q4_1: rows of blocks of 32 values, laid out as GGUF's types of these names:
-// q8_0: an fp16 scale, then 32 int8; value = scale * q.
-// q4_0: an fp16 scale, then 16 bytes, values 0 to 15 in their low halves, 16 to 31 in the high ones; scale * (q - 8).
-// q4_1: fp16 scale and minimum, then the same 16 bytes; value = scale * q + min.
-enum class DType : uint8_t { f32, f16, bf16, q8_0, q4_0, q4_1 };
+// The quantized types are rows of blocks, laid out as GGUF's types of these names (see tensor.cc).
+enum class DType : uint8_t { f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k };
 
-inline constexpr DType kAllDTypes[] = {DType::f32, DType::f16, DType::bf16, DType::q8_0, DType::q4_0, DType::q4_1};
-inline constexpr int64_t kGroup = 32;  // values that share one scale
+inline constexpr DType kAllDTypes[] = {DType::f32,  DType::f16,  DType::bf16, DType::q8_0, DType::q4_0, DType::q4_1,
+                                       DType::q5_0, DType::q5_1, DType::q4_k, DType::q5_k, DType::q6_k};
+inline constexpr int64_t kGroup = 32;        // values that share one scale
+inline constexpr int64_t kSuperBlock = 256;  // values of a block of the types named _k
 
-// Bytes of one stored block, 0 for types that have none.
+// Values and bytes of one stored block, 1 and the bytes of a value for types without.
+constexpr int64_t block_values(DType dtype) {
+  switch (dtype) {
+    case DType::f32:
+    case DType::f16:
+    case DType::bf16: return 1;
+    case DType::q8_0:
+    case DType::q4_0:
+    case DType::q4_1:
+    case DType::q5_0:
+    case DType::q5_1: return kGroup;
+    case DType::q4_k:
+    case DType::q5_k:
+    case DType::q6_k: return kSuperBlock;
+  }
+  return 0;
+}
 constexpr int64_t block_bytes(DType dtype) {
   switch (dtype) {
+    case DType::f32: return 4;
+    case DType::f16:
+    case DType::bf16: return 2;
     case DType::q8_0: return 2 + kGroup;
     case DType::q4_0: return 2 + kGroup / 2;
     case DType::q4_1: return 4 + kGroup / 2;
-    default: return 0;
+    case DType::q5_0: return 2 + kGroup / 8 + kGroup / 2;
+    case DType::q5_1: return 4 + kGroup / 8 + kGroup / 2;
+    case DType::q4_k: return 4 + 12 + kSuperBlock / 2;
+    case DType::q5_k: return 4 + 12 + kSuperBlock / 8 + kSuperBlock / 2;
+    case DType::q6_k: return kSuperBlock / 2 + kSuperBlock / 4 + kSuperBlock / 16 + 2;
   }
+  return 0;
 }
-constexpr bool is_quantized(DType dtype) { return block_bytes(dtype) > 0; }
+constexpr bool is_quantized(DType dtype) { return block_values(dtype) > 1; }
 
 constexpr std::string_view dtype_name(DType dtype) {
   switch (dtype) {
@@ -36,15 +59,17 @@ constexpr std::string_view dtype_name(DType dtype) {
     case DType::q8_0: return "q8_0";
     case DType::q4_0: return "q4_0";
     case DType::q4_1: return "q4_1";
+    case DType::q5_0: return "q5_0";
+    case DType::q5_1: return "q5_1";
+    case DType::q4_k: return "q4_k";
+    case DType::q5_k: return "q5_k";
+    case DType::q6_k: return "q6_k";
   }
   return "?";
 }
 
-// Bytes of one row of `cols` values (cols is a multiple of 32 for quantized types).
-constexpr int64_t row_bytes(DType dtype, int64_t cols) {
-  if (is_quantized(dtype)) return cols / kGroup * block_bytes(dtype);
-  return (dtype == DType::f32 ? 4 : 2) * cols;
-}
+// Bytes of one row of `cols` values, which are whole blocks.
+constexpr int64_t row_bytes(DType dtype, int64_t cols) { return cols / block_values(dtype) * block_bytes(dtype); }
 
 inline float bf16_to_f32(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
 

@@ -3,6 +3,8 @@
 
 #include <omp.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 namespace lfm {
@@ -47,6 +49,25 @@ void parallel_ranges(int64_t n, int64_t grain, const Body& body) {
     const int64_t threads = omp_get_num_threads(), id = omp_get_thread_num();
     const int64_t begin = units * id / threads * grain, end = units * (id + 1) / threads * grain;
     if (begin < n && begin < end) body(begin, end < n ? end : n);
+  }
+}
+
+// body(begin, end) over [0, n): three quarters in one equal range per thread, the rest in pieces of about 1/64 of a
+// thread's share, multiples of `grain`, to whichever is ready. Memory and neighbours do not serve cores equally, and each loop ends with the slowest thread.
+template <class Body>
+void parallel_ranges_balanced(int64_t n, int64_t grain, const Body& body) {
+  std::atomic<int64_t> next{0};
+#pragma omp parallel if (n > grain)
+  {
+    const int64_t threads = omp_get_num_threads(), id = omp_get_thread_num();
+    const int64_t share = threads == 1 ? n : n * 3 / 4 / threads / grain * grain;
+    const int64_t piece = (n / (64 * threads) / grain + 1) * grain;
+    if (share > 0) body(share * id, share * (id + 1));
+    for (;;) {
+      const int64_t begin = share * threads + next.fetch_add(piece, std::memory_order_relaxed);
+      if (begin >= n) break;
+      body(begin, std::min(begin + piece, n));
+    }
   }
 }
 

@@ -26,14 +26,14 @@ struct TensorView {
   int64_t size() const { return rows() * cols(); }
 };
 
-// A quantized block taken apart: value i = scale * q[i] + min.
-struct QuantBlock {
-  uint16_t scale, min;  // fp16; min is 0 for types without
-  int8_t q[kGroup];     // q4_0: -8 to 7, q4_1: 0 to 15
+// 32 stored values taken apart: value i = scale[i / 16] * q[i] + min.
+struct QuantGroup {
+  float scale[2], min;
+  int8_t q[kGroup];
 };
 
-// Block `group` of row `row` of a quantized tensor.
-QuantBlock read_block(const TensorView& tensor, int64_t row, int64_t group);
+// Group `group` of row `row` of a quantized tensor. Exact: products of scales are not rounded.
+QuantGroup read_group(const TensorView& tensor, int64_t row, int64_t group);
 
 // Writes row `row` of `tensor` to out[cols] as fp32; returns false if a value is not finite.
 bool read_row(const TensorView& tensor, int64_t row, float* out);

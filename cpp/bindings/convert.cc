@@ -5,11 +5,11 @@
 #include <limits>
 
 #include "base/error.h"
+#include "base/file_map.h"
 
 namespace py = pybind11;
 
 namespace lfm {
-namespace {
 
 DType dtype_from_name(const std::string& tensor, const std::string& name) {
   for (const DType dtype : kAllDTypes) {
@@ -17,8 +17,6 @@ DType dtype_from_name(const std::string& tensor, const std::string& name) {
   }
   throw std::invalid_argument(concat("tensor '", tensor, "' has dtype ", name, ", which the engine does not read"));
 }
-
-}  // namespace
 
 ModelConfig config_from_python(const py::object& config) {
   ModelConfig c;
@@ -61,7 +59,7 @@ std::vector<int32_t> token_ids_from_python(const py::array& ids, const char* arg
 
 TensorSource PythonTensorSource::source() {
   return {[this](const std::string& name, const std::vector<int64_t>& shape) { return get(name, shape); },
-          [this](const std::string& name) { done(name); }};
+          [this](const std::string& name) { done(name); }, [this](const std::string& name) { return packed(name); }};
 }
 
 TensorView PythonTensorSource::get(const std::string& name, const std::vector<int64_t>& shape) {
@@ -75,7 +73,7 @@ TensorView PythonTensorSource::get(const std::string& name, const std::vector<in
   view.data = data.data();
   check((data.flags() & py::array::c_style) != 0, "tensor '", name, "' is not contiguous in memory");
   view.int8_at_least = stored.attr("int8_at_least").cast<bool>();
-  check(!is_quantized(view.dtype) || view.cols() % kGroup == 0, "tensor '", name, "' has rows that are not whole ",
+  check(view.cols() % block_values(view.dtype) == 0, "tensor '", name, "' has rows that are not whole ",
         dtype_name(view.dtype), " blocks");
   check(data.nbytes() == view.rows() * row_bytes(view.dtype, view.cols()), "tensor '", name, "' has ", data.nbytes(),
         " bytes, not what its shape and dtype need");
@@ -88,6 +86,47 @@ void PythonTensorSource::done(const std::string& name) {
   alive_.erase(name);
   checkpoint_.attr("release")(name);
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+std::optional<PackedWeights> PythonTensorSource::packed(const std::string& name) {
+  const py::gil_scoped_acquire gil;
+  const py::object stored = checkpoint_.attr("packed")(name);
+  if (stored.is_none()) return std::nullopt;
+  const auto map = stored.attr("map").cast<std::shared_ptr<FileMap>>();
+  const auto [rows, cols] = stored.attr("shape").cast<std::pair<int64_t, int64_t>>();
+  PackedWeights weights = {stored.attr("layout").cast<std::string>(), cols, rows, {}, map};
+  const std::span<const std::byte> file = map->bytes();
+  for (const auto& [offset, nbytes] : stored.attr("parts").cast<std::vector<std::pair<size_t, size_t>>>()) {
+    check(offset <= file.size() && nbytes <= file.size() - offset, "tensor '", name, "' lies outside its file");
+    weights.parts.push_back(file.subspan(offset, nbytes));
+  }
+  return weights;
+}
+
+std::pair<std::vector<PyMatrix>, PyVectors> weights_to_python(const ModelConfig& config, const ModelWeights& weights) {
+  std::vector<PyMatrix> matrices;
+  PyVectors vectors;
+  const WeightSink sink = {
+      [&](const std::string& name, const PackedWeights& w) {
+        std::vector<py::array_t<uint8_t>> parts;
+        for (const std::span<const std::byte> part : w.parts) parts.push_back(bytes_in_place(part, w.owner));
+        matrices.emplace_back(name, w.implementation, std::pair(w.out_features, w.in_features), std::move(parts));
+      },
+      [&](const std::string& name, const std::vector<int64_t>& shape, std::span<const float> values) {
+        vectors.emplace(name, py::array_t<float>(shape, values.data()));
+      }};
+  export_weights(config, weights, sink);
+  return {std::move(matrices), std::move(vectors)};
+}
+
+py::array_t<uint8_t> bytes_in_place(std::span<const std::byte> bytes, std::shared_ptr<const void> owner) {
+  auto kept = std::make_unique<std::shared_ptr<const void>>(std::move(owner));
+  const py::capsule base(kept.get(), [](void* p) { delete static_cast<std::shared_ptr<const void>*>(p); });
+  (void)kept.release();
+  py::array_t<uint8_t> array(static_cast<py::ssize_t>(bytes.size()), reinterpret_cast<const uint8_t*>(bytes.data()),
+                             base);
+  array.attr("setflags")(py::arg("write") = false);
+  return array;
 }
 
 }  // namespace lfm

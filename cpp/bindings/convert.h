@@ -5,7 +5,12 @@
 #include <pybind11/pybind11.h>
 
 #include <map>
+#include <memory>
+#include <optional>
+#include <span>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "model/config.h"
@@ -19,7 +24,10 @@ ModelConfig config_from_python(const pybind11::object& config);
 // Token ids from any 1-D array of integers (NumPy or the buffer protocol).
 std::vector<int32_t> token_ids_from_python(const pybind11::array& ids, const char* argument);
 
-// A TensorSource over a Python object with tensor(name, shape) -> (data, dtype, shape) and release(name).
+// The element type of this name; throws std::invalid_argument naming the tensor.
+DType dtype_from_name(const std::string& tensor, const std::string& name);
+
+// A TensorSource over a checkpoint.Checkpoint: its packed(name), tensor(name, shape) and release(name).
 // Takes the GIL where it calls Python; keeps the arrays alive until they were copied.
 class PythonTensorSource {
  public:
@@ -29,9 +37,19 @@ class PythonTensorSource {
  private:
   TensorView get(const std::string& name, const std::vector<int64_t>& shape);
   void done(const std::string& name);
+  std::optional<PackedWeights> packed(const std::string& name);
 
   pybind11::object checkpoint_;
   std::map<std::string, pybind11::array> alive_;
 };
+
+// What a packed file holds of a model. Each part is a read-only array over the model's own memory.
+using PyMatrix = std::tuple<std::string, std::string, std::pair<int64_t, int64_t>,
+                            std::vector<pybind11::array_t<uint8_t>>>;  // name, layout, (rows, columns), parts
+using PyVectors = std::map<std::string, pybind11::array_t<float>>;
+std::pair<std::vector<PyMatrix>, PyVectors> weights_to_python(const ModelConfig& config, const ModelWeights& weights);
+
+// A read-only array over memory that `owner` keeps alive.
+pybind11::array_t<uint8_t> bytes_in_place(std::span<const std::byte> bytes, std::shared_ptr<const void> owner);
 
 }  // namespace lfm

@@ -1,4 +1,5 @@
 // lfm_engine._core: argument conversion, GIL release and exception mapping; no logic of its own.
+#include <malloc.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -7,8 +8,10 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <system_error>
 
 #include "base/error.h"
+#include "base/file_map.h"
 #include "base/parallel.h"
 #include "bindings/convert.h"
 #include "kernels/cuda/cuda.h"
@@ -185,6 +188,34 @@ void set_mask(PyScheduler& s, int64_t request, const std::optional<py::array>& m
   s.masks[request] = *mask;
 }
 
+std::shared_ptr<FileMap> map_file(int fd) {
+  try {
+    return std::make_shared<FileMap>(fd);
+  } catch (const std::system_error& error) {
+    errno = error.code().value();
+    PyErr_SetFromErrno(PyExc_OSError);
+    throw py::error_already_set();
+  }
+}
+
+void release_free_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+}
+
+py::array_t<float> dequantize(const py::array_t<uint8_t, py::array::c_style>& data, const std::string& dtype) {
+  TensorView view = {"data", data.data(), dtype_from_name("data", dtype), {}};
+  check(data.ndim() == 2 && data.shape(1) % block_bytes(view.dtype) == 0,
+        "data must be uint8 [rows, bytes], rows of whole ", dtype, " blocks");
+  view.shape = {data.shape(0), data.shape(1) / block_bytes(view.dtype) * block_values(view.dtype)};
+  py::array_t<float> values({view.rows(), view.cols()});
+  float* out = values.mutable_data();
+  const py::gil_scoped_release release;
+  parallel_for(view.rows(), [&](int64_t r) { read_row(view, r, out + r * view.cols()); });
+  return values;
+}
+
 py::dict cpu_info() {
   py::dict info;
   info["isa"] = std::string(isa_name(active_isa()));
@@ -198,6 +229,15 @@ py::dict cpu_info() {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The C++ core of lfm-engine: model, sequence states and scheduler.";
   m.attr("__version__") = LFM_ENGINE_VERSION;
+
+  py::class_<FileMap, std::shared_ptr<FileMap>>(
+      m, "FileMap", "A file mapped read-only and shared, whose bytes a model uses in place.")
+      .def(py::init(&map_file), py::arg("fd"), "Maps the whole file open at `fd`.")
+      .def_property_readonly(
+          "bytes", [](const std::shared_ptr<FileMap>& s) { return bytes_in_place(s->bytes(), s); },
+          "The file, uint8 [size], read-only; keeps the map.")
+      .def("populate", &FileMap::populate, py::arg("offset"),
+           "Starts to map all pages from `offset` on ahead of their use, in a thread that ends with the map.");
 
   py::class_<PyState>(m, "State", "KV pages and conv state of one sequence; made by Model.new_state().")
       .def_property_readonly(
@@ -224,10 +264,9 @@ PYBIND11_MODULE(_core, m) {
   py::class_<Model, std::shared_ptr<Model>>(m, "Model", "Immutable weights and the forward pass.")
       .def(py::init(&make_model), py::arg("config"), py::arg("checkpoint"), py::arg("dtype"), py::arg("device") = "cpu",
            py::arg("num_threads") = 0, py::arg("kv_dtype") = "auto",
-           "config: checkpoint.ModelConfig; checkpoint: tensor(name, shape) and release(name); dtype: 'float32', "
-           "'bfloat16', 'int8' or 'int4'; num_threads: 0 takes the physical cores that this process may use; kv_dtype: "
-           "type of K and V in states, 'float32', 'bfloat16', 'int8' or 'auto' (float32 for float32 weights, else "
-           "bfloat16).")
+           "config: checkpoint.ModelConfig; checkpoint: a checkpoint.Checkpoint; dtype: 'float32', 'bfloat16', 'int8' "
+           "or 'int4'; num_threads: 0 takes the physical cores that this process may use; kv_dtype: type of K and V in "
+           "states, 'float32', 'bfloat16', 'int8' or 'auto' (float32 for float32 weights, else bfloat16).")
       .def_property_readonly("dtype", [](const Model& s) { return std::string(compute_type_name(s.compute_type())); })
       .def_property_readonly("kv_dtype", [](const Model& s) { return std::string(kv_type_name(s.kv_type())); })
       .def_property_readonly("num_threads", &Model::num_threads)
@@ -237,6 +276,10 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly(
           "linear_implementation", [](const Model& s) { return std::string(s.weights().head().implementation()); },
           "What multiplies the matrices, e.g. 'onednn:brg:avx512_core_bf16' or 'panels:q8'.")
+      .def(
+          "export_weights", [](const Model& s) { return weights_to_python(s.config(), s.weights()); },
+          "What a packed file holds: a list of matrices (name, layout, (rows, columns), parts as uint8 arrays over the "
+          "model's own memory) and a dictionary of small float32 tensors. int8 and int4 only.")
       .def("new_state", [](const Model& s) { return std::make_unique<PyState>(s.new_state()); })
       .def("forward", &forward, py::arg("state"), py::arg("input_ids"), py::arg("logits") = "all",
            py::arg("chunk") = kChunk, py::arg("out").noconvert() = py::none(),
@@ -271,7 +314,11 @@ PYBIND11_MODULE(_core, m) {
            "One forward pass; returns (request, token, finish) with finish '', 'stop', 'length' or 'error: ...' (token "
            "-1).");
 
+  m.def("dequantize", &dequantize, py::arg("data"), py::arg("dtype"),
+        "The float32 values [rows, cols] of uint8 [rows, bytes]: blocks of GGUF's type of that name, such as 'q4_k'.");
   m.def("cpu_info", &cpu_info, "isa in use, isa detected, and the default number of threads.");
+  m.def("release_free_memory", &release_free_memory, py::call_guard<py::gil_scoped_release>(),
+        "Gives memory that the C library keeps for later back to the system.");
   m.def("forked_after_parallel", &forked_after_parallel,
         "True in a child forked after the engine ran: it computes with one thread there.");
   m.def(

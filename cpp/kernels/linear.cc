@@ -55,8 +55,7 @@ void Linear::forward(const float* x, int64_t rows, float* y, bool accumulate, Li
   add_bias(y, rows);
 }
 
-void Linear::forward(const RowSource& x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const {
-  if (rows == 0) return;
+const void* Linear::convert(const RowSource& x, int64_t rows, LinearScratch& scratch) const {
   const size_t bytes = activation_bytes(rows);
   const auto values = static_cast<size_t>(rows * in_features_);
   std::byte* input = scratch.activations.ensure(bytes > 0 ? bytes : values * sizeof(float));
@@ -67,8 +66,17 @@ void Linear::forward(const RowSource& x, int64_t rows, float* y, bool accumulate
     x(m, row);
     convert_row(row, m, rows, input);
   });
-  multiply(input, rows, y, accumulate, scratch);
+  return input;
+}
+
+void Linear::forward(const RowSource& x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const {
+  if (rows == 0) return;
+  multiply(convert(x, rows, scratch), rows, y, accumulate, scratch);
   add_bias(y, rows);
+}
+
+void Linear::forward_gated(const RowSource& x, int64_t rows, float* y, LinearScratch& scratch) const {
+  if (rows > 0) multiply_gated(convert(x, rows, scratch), rows, y, scratch);
 }
 
 void read_stacked_rows(std::span<const TensorView> parts, int64_t first, int64_t count, ComputeType type, float* out) {

@@ -32,6 +32,7 @@ using RowSource = FunctionRef<void(int64_t m, float* out)>;
 struct LinearScratch {
   Buffer<float> rows;             // [threads, in_features]
   Buffer<std::byte> activations;  // x in the type of the product
+  Buffer<float> tiles;            // [threads, ...]: products that are not written as they are
   Buffer<std::byte> pad;          // oneDNN's scratchpad
 };
 
@@ -56,6 +57,10 @@ class Linear {
   void forward(const float* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const;
   void forward(const RowSource& x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const;
 
+  // For W = [W1; W3]: y[rows, N / 2] = silu(x W1^T) * (x W3^T), without the product in memory, where gates() is true.
+  virtual bool gates() const { return false; }
+  void forward_gated(const RowSource& x, int64_t rows, float* y, LinearScratch& scratch) const;
+
   // Row n of W as fp32, out[K]: embedding lookup on the same memory as the output head.
   virtual void weight_row(int64_t n, float* out) const = 0;
 
@@ -65,7 +70,8 @@ class Linear {
   // Only for layouts that are the same on every ISA: int8 and int4 panels.
   virtual std::optional<PackedWeights> packed() const { return std::nullopt; }
 
-  void set_bias(std::vector<float> bias);  // [N]
+  void set_bias(std::vector<float> bias);                   // [N]
+  const std::vector<float>& bias() const { return bias_; }  // [N] or empty
 
  protected:
   Linear(int64_t in_features, int64_t out_features) : in_features_(in_features), out_features_(out_features) {}
@@ -75,8 +81,11 @@ class Linear {
   virtual void convert_row(const float* /*x*/, int64_t /*m*/, int64_t /*rows*/, std::byte* /*activations*/) const {}
   // x: [rows, in_features] fp32, or what convert_row made of it.
   virtual void multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const = 0;
+  virtual void multiply_gated(const void* /*x*/, int64_t /*rows*/, float* /*y*/, LinearScratch& /*scratch*/) const {}
+  bool has_bias() const { return !bias_.empty(); }
 
  private:
+  const void* convert(const RowSource& x, int64_t rows, LinearScratch& scratch) const;
   void add_bias(float* y, int64_t rows) const;
 
   int64_t in_features_, out_features_;

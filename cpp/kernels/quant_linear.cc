@@ -22,15 +22,41 @@ constexpr std::string_view format_name(Format format) {
   return "?";
 }
 
-// What `parts`, stacked, are stored as: the smallest format that `type` allows and that rounds nothing twice.
+// The smallest format that holds the values of `type`: exactly, but for q4_k, whose products of two scales are rounded
+// to fp16, and for q5_1, q5_k and q6_k, which are rounded to 8 bits (at most an eighth of their own error's variance).
+Format format_of(DType type) {
+  switch (type) {
+    case DType::q4_0: return Format::q4;
+    case DType::q4_1:
+    case DType::q4_k: return Format::q4_mins;
+    default: return Format::q8;
+  }
+}
+
+// What `parts`, stacked, are stored as: the smallest format that `type` allows and that rounds none of them again, or,
+// for parts of different types, to 8 bits at least.
 Format format_for(std::span<const TensorView> parts, ComputeType type) {
   if (type == ComputeType::int8) return Format::q8;
   Format format = Format::q4;
   for (const TensorView& part : parts) {
-    if (part.dtype == DType::q8_0 || part.int8_at_least) return Format::q8;
-    if (part.dtype == DType::q4_1) format = Format::q4_mins;
+    const bool rounded = !is_quantized(part.dtype) && !part.int8_at_least;
+    const Format own = rounded ? Format::q4 : format_of(part.dtype);
+    if (own == Format::q8) return own;
+    if (own == Format::q4_mins) format = own;
   }
   return format;
+}
+
+// Whether the integers of `type` are taken over as they are.
+bool is_copied(DType type, Format format) {
+  switch (type) {
+    case DType::q8_0:
+    case DType::q5_0: return format == Format::q8;
+    case DType::q4_0: return true;
+    case DType::q4_1:
+    case DType::q4_k: return format == Format::q4_mins;
+    default: return false;
+  }
 }
 
 class QuantLinear final : public Linear {
@@ -116,19 +142,47 @@ class QuantLinear final : public Linear {
     kernels_.quantize_q8(x, in_features(), factor, a.values + m * groups_ * kGroup, a.scales + m, a.sums + m, rows);
   }
   void multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch&) const override {
-    const Activations a = activations_at(const_cast<void*>(x), rows);
     const int64_t n = out_features();
-    const auto gemm = format_ == Format::q8 ? kernels_.gemm_q8 : kernels_.gemm_q4;
     for_panel_tasks(rows, panels_, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
-      const Q8Rows q = {a.values + row * groups_ * kGroup, a.scales + row, a.sums + row, rows};
-      const int64_t lane = panel * groups_ * kPanel;
-      const QuantPanels w = {values_ + lane * group_bytes(), scales_ + lane, mins_ != nullptr ? mins_ + lane : nullptr};
-      gemm(q, count, groups_, w, std::min(panels * kPanel, n - panel * kPanel), y + row * n + panel * kPanel, n,
+      gemm(x, rows, row, count, panel, std::min(panels * kPanel, n - panel * kPanel), y + row * n + panel * kPanel, n,
            accumulate);
     });
   }
 
+  bool gates() const override { return out_features() % (2 * kPanel) == 0 && !has_bias(); }
+  // Strips of panels of W1 and of W3 go to a small tile, and from there through silu to y.
+  void multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const override {
+    constexpr int64_t kTile = kMostPanelRows * 6 * kPanel;  // of all rows of a block: 3 + 3 panels, 36 KB
+    const int64_t n = out_features() / 2;
+    float* tiles = scratch.tiles.ensure(static_cast<size_t>(max_threads() * kTile));
+    for_panel_tasks(rows, panels_ / 2, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
+      float* tile = tiles + thread_id() * kTile;
+      const int64_t most = kTile / (2 * kPanel * count) / 3 * 3;
+      for (const int64_t end = panel + panels; panel < end;) {
+        const int64_t width = std::min(most, end - panel) * kPanel;
+        gemm(x, rows, row, count, panel, width, tile, 2 * width, false);
+        gemm(x, rows, row, count, panel + panels_ / 2, width, tile + width, 2 * width, false);
+        for (int64_t r = 0; r < count; ++r) {
+          const float* gate = tile + r * 2 * width;
+          kernels_.silu_mul(gate, gate + width, width, y + (row + r) * n + panel * kPanel);
+        }
+        panel += width / kPanel;
+      }
+    });
+  }
+
  private:
+  // `count` rows of all `rows` of x times the `features` rows of W from `panel` on.
+  void gemm(const void* x, int64_t rows, int64_t row, int64_t count, int64_t panel, int64_t features, float* y,
+            int64_t ldy, bool accumulate) const {
+    const Activations a = activations_at(const_cast<void*>(x), rows);
+    const Q8Rows q = {a.values + row * groups_ * kGroup, a.scales + row, a.sums + row, rows};
+    const int64_t lane = panel * groups_ * kPanel;
+    const QuantPanels w = {values_ + lane * group_bytes(), scales_ + lane, mins_ != nullptr ? mins_ + lane : nullptr};
+    const auto product = format_ == Format::q8 ? kernels_.gemm_q8 : kernels_.gemm_q4;
+    product(q, count, groups_, w, features, y, ldy, accumulate);
+  }
+
   QuantLinear(int64_t in_features, int64_t out_features, Format format, const Kernels& kernels)
       : Linear(in_features, out_features),
         kernels_(kernels),
@@ -168,27 +222,29 @@ class QuantLinear final : public Linear {
 
   bool pack_row(const TensorView& part, int64_t r, int64_t n, float* row, std::span<const float> importance,
                 uint8_t* values, uint16_t* scales, uint16_t* mins) const {
-    const DType exact = format_ == Format::q8 ? DType::q8_0 : format_ == Format::q4 ? DType::q4_0 : DType::q4_1;
-    const bool copied = part.dtype == exact || (part.dtype == DType::q4_0 && format_ != Format::q4_mins);
+    const bool copied = is_copied(part.dtype, format_);
     if (!copied && !read_row(part, r, row)) return false;
     for (int64_t g = 0; g < groups_; ++g) {
-      QuantBlock q;
+      IntGroup q;
+      float min = 0.0f;
       if (copied) {
-        q = read_block(part, r, g);
+        const QuantGroup stored = read_group(part, r, g);
+        q.scale = f32_to_f16(stored.scale[0]), min = stored.min;
+        std::memcpy(q.q, stored.q, sizeof(q.q));
       } else if (format_ == Format::q8) {
         q = quantize_q8_block(row + g * kGroup);
       } else {
         q = quantize_q4_block(row + g * kGroup, importance.empty() ? nullptr : importance.data() + g * kGroup,
                               std::min(kGroup, in_features() - g * kGroup));
       }
-      if (!is_finite_f16(q.scale) || !is_finite_f16(q.min)) return false;
       const int64_t block = n / kPanel * groups_ + g, lane = n % kPanel;
       int zero = format_ == Format::q8 ? 128 : 8;
       if (format_ == Format::q4_mins) {
-        zero = part.dtype == DType::q4_1 ? 0 : 8;
-        if (zero != 0) q.min = f32_to_f16(-8.0f * f16_to_f32(q.scale));  // exact but for subnormal scales
-        mins[block * kPanel + lane] = q.min;
+        zero = part.dtype == DType::q4_1 || part.dtype == DType::q4_k ? 0 : 8;
+        if (zero != 0) min = -8.0f * f16_to_f32(q.scale);  // exact but for subnormal scales
+        mins[block * kPanel + lane] = f32_to_f16(min);
       }
+      if (!is_finite_f16(q.scale) || !is_finite_f16(f32_to_f16(min))) return false;
       scales[block * kPanel + lane] = q.scale;
       for (int64_t i = 0; i < kGroup; ++i) {
         uint8_t& byte = values[byte_of(block, lane, i)];

@@ -6,8 +6,10 @@
 
 namespace lfm {
 
-// Sources of the same kind (q8_0; q4_0 as int4 or int8; q4_1 as int4) are taken over exactly, others rounded: to int8
-// by the largest magnitude of a group, to int4 by quantize_q4.
+// Quantized sources keep their integers in the smallest format that has room for them: q4_0 as int4; q4_1 and q4_k as
+// int4 with minima; q8_0 and q5_0 as int8. q5_1, q5_k and q6_k are rounded to int8, and so is any type next to parts of
+// another one that need it. Float sources become `type`: int8 by the largest magnitude of a group, int4 by
+// quantize_q4_block.
 std::unique_ptr<Linear> make_quant_linear(std::span<const TensorView> parts, ComputeType type, const Kernels& kernels,
                                           std::span<const float> importance);
 

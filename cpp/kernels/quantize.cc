@@ -24,10 +24,10 @@ float q4_error(const float* x, const float* weight, float scale, float& refit) {
 
 }  // namespace
 
-QuantBlock quantize_q8_block(const float* x) {
+IntGroup quantize_q8_block(const float* x) {
   float max = 0.0f;
   for (int64_t i = 0; i < kGroup; ++i) max = std::max(max, std::fabs(x[i]));
-  QuantBlock block = {};
+  IntGroup block = {};
   block.scale = f32_to_f16(max / 127.0f);
   const float scale = f16_to_f32(block.scale);  // divide by the scale that is stored, not by the exact one
   const float inverse = scale > 0.0f && std::isfinite(scale) ? 1.0f / scale : 0.0f;
@@ -37,7 +37,7 @@ QuantBlock quantize_q8_block(const float* x) {
   return block;
 }
 
-QuantBlock quantize_q4_block(const float* x, const float* importance, int64_t n) {
+IntGroup quantize_q4_block(const float* x, const float* importance, int64_t n) {
   float values[kGroup] = {}, weight[kGroup] = {};
   float max = 0.0f;
   for (int64_t i = 0; i < n; ++i) {
@@ -46,7 +46,7 @@ QuantBlock quantize_q4_block(const float* x, const float* importance, int64_t n)
     weight[i] = importance != nullptr ? importance[i] + 1e-20f : 1.0f;
     max = std::max(max, std::fabs(x[i]));
   }
-  QuantBlock block = {};
+  IntGroup block = {};
   // The integers reach from -8 to 7, so the sign of the scale matters.
   float best_error = std::numeric_limits<float>::infinity();
   const auto consider = [&](float scale) {

@@ -159,7 +159,7 @@ void attention_block(const LayerContext& ctx, const LayerWeights& layer, int64_t
   const AttentionWeights& w = *layer.attention;
   Workspace& ws = ctx.ws;
   const Shape s(ctx.config, ctx.segments[0].state->layout(), attention_layer);
-  norm_forward(ctx, layer.operator_norm, *w.qkv_proj, ws.projected.data());
+  w.qkv_proj->forward(NormedRows{ctx, layer.operator_norm}, ctx.tokens, ws.projected.data(), false, ws.linear);
 
   const AttentionPlan& plan = ws.attention_plan;
   if (attention_layer == 0) make_plan(ctx, s, ws.attention_plan);

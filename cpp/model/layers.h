@@ -25,8 +25,15 @@ struct LayerContext {
   Workspace& ws;
 };
 
-// y[tokens, N] = linear(rms_norm(h) * weight).
-void norm_forward(const LayerContext& ctx, const std::vector<float>& weight, const Linear& linear, float* y);
+// The rows rms_norm(h) * weight as input of a Linear.
+struct NormedRows {
+  const LayerContext& ctx;
+  const std::vector<float>& weight;
+  void operator()(int64_t t, float* out) const {
+    const int64_t hidden = ctx.config.hidden_size;
+    ctx.kernels.rms_norm(ctx.ws.hidden.data() + t * hidden, weight.data(), ctx.config.norm_eps, hidden, out);
+  }
+};
 
 // h += out_proj(C * causal_conv(B * x)), [B | C | x] = in_proj(rms_norm(h)).
 void short_conv_block(const LayerContext& ctx, const LayerWeights& layer, int64_t conv_layer);

@@ -154,13 +154,4 @@ void Model::prefill(const SequenceInput& input, float* logits, Workspace& ws, in
   }
 }
 
-void norm_forward(const LayerContext& ctx, const std::vector<float>& weight, const Linear& linear, float* y) {
-  const int64_t hidden = ctx.config.hidden_size;
-  const float* h = ctx.ws.hidden.data();
-  const auto normed = [&](int64_t t, float* out) {
-    ctx.kernels.rms_norm(h + t * hidden, weight.data(), ctx.config.norm_eps, hidden, out);
-  };
-  linear.forward(normed, ctx.tokens, y, false, ctx.ws.linear);
-}
-
 }  // namespace lfm

@@ -7,7 +7,7 @@ void short_conv_block(const LayerContext& ctx, const LayerWeights& layer, int64_
   const ShortConvWeights& w = *layer.conv;
   Workspace& ws = ctx.ws;
   const int64_t hidden = ctx.config.hidden_size;
-  norm_forward(ctx, layer.operator_norm, *w.in_proj, ws.projected.data());
+  w.in_proj->forward(NormedRows{ctx, layer.operator_norm}, ctx.tokens, ws.projected.data(), false, ws.linear);
   // Tokens of a sequence follow each other, channels are independent.
   parallel_ranges(hidden, 16, [&](int64_t begin, int64_t end) {
     for (const Segment& s : ctx.segments) {

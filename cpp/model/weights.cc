@@ -7,44 +7,135 @@
 namespace lfm {
 namespace {
 
+struct Part {
+  std::string name;
+  int64_t rows;
+};
+
+// ---- the list of a model's tensors: one for reading and writing --------------------------------------------------
+//
+// A visitor has
+//   matrix(name, parts, cols, linear)       the stacked rows of `parts`
+//   embedding(name, rows, cols, linear)     embedding or output head
+//   vector(name, shape, values)
+//   taps(name, channels, taps, values)      [channels, 1, taps], in memory transposed
+//   bias(name, linear)
+
+template <class Weights, class Visitor>
+void visit_short_conv(const ModelConfig& c, const std::string& prefix, Weights& w, const Visitor& visit) {
+  const int64_t hidden = c.hidden_size;
+  visit.matrix(prefix + "in_proj.weight", {{prefix + "in_proj.weight", 3 * hidden}}, hidden, w.in_proj);
+  visit.matrix(prefix + "out_proj.weight", {{prefix + "out_proj.weight", hidden}}, hidden, w.out_proj);
+  visit.taps(prefix + "conv.weight", hidden, c.conv_L_cache, w.conv);
+  if (c.conv_bias) {
+    visit.bias(prefix + "in_proj.bias", *w.in_proj);
+    visit.bias(prefix + "out_proj.bias", *w.out_proj);
+    visit.vector(prefix + "conv.bias", {hidden}, w.conv_bias);
+  }
+}
+
+template <class Weights, class Visitor>
+void visit_attention(const ModelConfig& c, const std::string& prefix, Weights& w, const Visitor& visit) {
+  visit.matrix(prefix + "qkv_proj.weight",
+               {{prefix + "q_proj.weight", c.query_width()},
+                {prefix + "k_proj.weight", c.kv_width()},
+                {prefix + "v_proj.weight", c.kv_width()}},
+               c.hidden_size, w.qkv_proj);
+  visit.matrix(prefix + "out_proj.weight", {{prefix + "out_proj.weight", c.hidden_size}}, c.query_width(), w.out_proj);
+  if (c.qk_norm) {
+    visit.vector(prefix + "q_layernorm.weight", {c.head_dim}, w.q_layernorm);
+    visit.vector(prefix + "k_layernorm.weight", {c.head_dim}, w.k_layernorm);
+  }
+}
+
+// Weights: ModelWeights, const or not, with the layers and their parts in place.
+template <class Weights, class Visitor>
+void visit_weights(const ModelConfig& c, Weights& w, const Visitor& visit) {
+  const int64_t hidden = c.hidden_size, ff = c.intermediate_size;
+  visit.embedding("model.embed_tokens.weight", c.vocab_size, hidden, w.embed_tokens);
+  if (!c.tie_word_embeddings) visit.embedding("lm_head.weight", c.vocab_size, hidden, w.lm_head);
+  visit.vector("model.embedding_norm.weight", {hidden}, w.embedding_norm);
+  for (int64_t i = 0; i < c.num_layers(); ++i) {
+    const std::string prefix = concat("model.layers.", i, "."), mlp = prefix + "feed_forward.";
+    auto& layer = w.layers[static_cast<size_t>(i)];
+    visit.vector(prefix + "operator_norm.weight", {hidden}, layer.operator_norm);
+    visit.vector(prefix + "ffn_norm.weight", {hidden}, layer.ffn_norm);
+    if (layer.conv) {
+      visit_short_conv(c, prefix + "conv.", *layer.conv, visit);
+    } else {
+      visit_attention(c, prefix + "self_attn.", *layer.attention, visit);
+    }
+    visit.matrix(mlp + "w13.weight", {{mlp + "w1.weight", ff}, {mlp + "w3.weight", ff}}, hidden, layer.w13);
+    visit.matrix(mlp + "w2.weight", {{mlp + "w2.weight", hidden}}, ff, layer.w2);
+  }
+}
+
+// ---- reading -----------------------------------------------------------------------------------------------------
+
 class Loader {
  public:
   Loader(const TensorSource& source, ComputeType type, Isa isa) : source_(source), type_(type), isa_(isa) {}
 
-  std::vector<float> vector(const std::string& name, std::vector<int64_t> shape) const {
-    std::vector<float> values = read_all(get(name, shape));
+  void matrix(const std::string& name, const std::vector<Part>& parts, int64_t cols,
+              std::unique_ptr<Linear>& linear) const {
+    load(name, parts, cols, false, linear);
+  }
+  // An int4 model keeps these in int8 unless the file has them in 4 bits.
+  void embedding(const std::string& name, int64_t rows, int64_t cols, std::unique_ptr<Linear>& linear) const {
+    load(name, {{name, rows}}, cols, true, linear);
+  }
+  void vector(const std::string& name, const std::vector<int64_t>& shape, std::vector<float>& values) const {
+    values = read_all(get(name, shape));
     done(name);
-    return values;
   }
-
-  // The stacked rows of several matrices, each `rows` x cols, as one layer.
-  std::unique_ptr<Linear> linear(const std::vector<std::pair<std::string, int64_t>>& parts, int64_t cols) const {
-    return pack(parts, cols, false);
+  void taps(const std::string& name, int64_t channels, int64_t taps, std::vector<float>& values) const {
+    std::vector<float> stored;
+    vector(name, {channels, 1, taps}, stored);
+    values.resize(stored.size());
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t t = 0; t < taps; ++t) values[t * channels + c] = stored[c * taps + t];
+    }
   }
-
-  // Embedding or output head: an int4 model keeps it in int8 unless the file has it in 4 bits.
-  std::unique_ptr<Linear> embedding(const std::string& name, int64_t rows, int64_t cols) const {
-    return pack({{name, rows}}, cols, true);
+  void bias(const std::string& name, Linear& linear) const {
+    std::vector<float> values;
+    vector(name, {linear.out_features()}, values);
+    linear.set_bias(std::move(values));
   }
 
  private:
-  std::unique_ptr<Linear> pack(const std::vector<std::pair<std::string, int64_t>>& parts, int64_t cols,
-                               bool int8_at_least) const {
+  void load(const std::string& name, const std::vector<Part>& parts, int64_t cols, bool int8_at_least,
+            std::unique_ptr<Linear>& linear) const {
+    if (std::optional<PackedWeights> packed = source_.packed ? source_.packed(name) : std::nullopt) {
+      linear = use_packed(name, parts, cols, *packed);
+      return;
+    }
     std::vector<TensorView> views;
-    for (const auto& [name, rows] : parts) {
-      TensorView& view = views.emplace_back(get(name, {rows, cols}));
+    for (const Part& part : parts) {
+      TensorView& view = views.emplace_back(get(part.name, {part.rows, cols}));
       view.int8_at_least = view.int8_at_least || (int8_at_least && !is_quantized(view.dtype));
     }
-    auto packed = make_linear(views, type_, isa_);
-    for (const auto& part : parts) done(part.first);
-    return packed;
+    linear = make_linear(views, type_, isa_);
+    for (const Part& part : parts) done(part.name);
+  }
+
+  std::unique_ptr<Linear> use_packed(const std::string& name, const std::vector<Part>& parts, int64_t cols,
+                                     const PackedWeights& packed) const {
+    int64_t rows = 0;
+    for (const Part& part : parts) rows += part.rows;
+    check(packed.out_features == rows && packed.in_features == cols, "tensor '", name, "' has the shape [",
+          packed.out_features, ", ", packed.in_features, "], but the configuration needs [", rows, ", ", cols, "]");
+    try {
+      return make_linear(packed, isa_);
+    } catch (const std::invalid_argument& error) {
+      throw std::invalid_argument(concat("tensor '", name, "': ", error.what()));
+    }
   }
 
   TensorView get(const std::string& name, const std::vector<int64_t>& shape) const {
     TensorView view = source_.get(name, shape);
     check(view.shape == shape, "tensor '", name, "' has the wrong shape");
-    check(!is_quantized(view.dtype) || view.cols() % kGroup == 0, "tensor '", name, "' is ", dtype_name(view.dtype),
-          " but its rows of ", view.cols(), " values are not whole blocks of 32");
+    check(view.cols() % block_values(view.dtype) == 0, "tensor '", name, "' is ", dtype_name(view.dtype),
+          " but its rows of ", view.cols(), " values are not whole blocks");
     view.name = name;
     return view;
   }
@@ -57,38 +148,38 @@ class Loader {
   Isa isa_;
 };
 
-ShortConvWeights load_short_conv(const Loader& load, const ModelConfig& c, const std::string& prefix) {
-  ShortConvWeights w;
-  w.in_proj = load.linear({{prefix + "in_proj.weight", 3 * c.hidden_size}}, c.hidden_size);
-  w.out_proj = load.linear({{prefix + "out_proj.weight", c.hidden_size}}, c.hidden_size);
-  const std::vector<float> conv = load.vector(prefix + "conv.weight", {c.hidden_size, 1, c.conv_L_cache});
-  w.conv.resize(conv.size());
-  for (int64_t channel = 0; channel < c.hidden_size; ++channel) {
-    for (int64_t tap = 0; tap < c.conv_L_cache; ++tap) {
-      w.conv[tap * c.hidden_size + channel] = conv[channel * c.conv_L_cache + tap];
-    }
-  }
-  if (c.conv_bias) {
-    w.in_proj->set_bias(load.vector(prefix + "in_proj.bias", {3 * c.hidden_size}));
-    w.out_proj->set_bias(load.vector(prefix + "out_proj.bias", {c.hidden_size}));
-    w.conv_bias = load.vector(prefix + "conv.bias", {c.hidden_size});
-  }
-  return w;
-}
+// ---- writing -----------------------------------------------------------------------------------------------------
 
-AttentionWeights load_attention(const Loader& load, const ModelConfig& c, const std::string& prefix) {
-  AttentionWeights w;
-  w.qkv_proj = load.linear({{prefix + "q_proj.weight", c.query_width()},
-                            {prefix + "k_proj.weight", c.kv_width()},
-                            {prefix + "v_proj.weight", c.kv_width()}},
-                           c.hidden_size);
-  w.out_proj = load.linear({{prefix + "out_proj.weight", c.hidden_size}}, c.query_width());
-  if (c.qk_norm) {
-    w.q_layernorm = load.vector(prefix + "q_layernorm.weight", {c.head_dim});
-    w.k_layernorm = load.vector(prefix + "k_layernorm.weight", {c.head_dim});
+class Exporter {
+ public:
+  explicit Exporter(const WeightSink& sink) : sink_(sink) {}
+
+  void matrix(const std::string& name, const std::vector<Part>&, int64_t, const std::unique_ptr<Linear>& linear) const {
+    const std::optional<PackedWeights> packed = linear->packed();
+    check(packed.has_value(), "weights in the layout ", linear->implementation(),
+          " are for this kind of CPU only and cannot be packed into a file; use dtype int8 or int4");
+    sink_.matrix(name, *packed);
   }
-  return w;
-}
+  void embedding(const std::string& name, int64_t, int64_t, const std::unique_ptr<Linear>& linear) const {
+    matrix(name, {}, 0, linear);
+  }
+  void vector(const std::string& name, const std::vector<int64_t>& shape, const std::vector<float>& values) const {
+    sink_.vector(name, shape, values);
+  }
+  void taps(const std::string& name, int64_t channels, int64_t taps, const std::vector<float>& values) const {
+    std::vector<float> stored(values.size());
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t t = 0; t < taps; ++t) stored[c * taps + t] = values[t * channels + c];
+    }
+    sink_.vector(name, {channels, 1, taps}, stored);
+  }
+  void bias(const std::string& name, const Linear& linear) const {
+    sink_.vector(name, {linear.out_features()}, linear.bias());
+  }
+
+ private:
+  const WeightSink& sink_;
+};
 
 size_t bytes_of(const std::unique_ptr<Linear>& linear) { return linear ? linear->nbytes() : 0; }
 
@@ -108,28 +199,21 @@ size_t ModelWeights::nbytes() const {
 
 ModelWeights load_weights(const ModelConfig& config, const TensorSource& source, ComputeType type, Isa isa) {
   config.validate();
-  const Loader load(source, type, isa);
-  const int64_t hidden = config.hidden_size, ff = config.intermediate_size;
   ModelWeights w;
-  w.embed_tokens = load.embedding("model.embed_tokens.weight", config.vocab_size, hidden);
-  if (!config.tie_word_embeddings) w.lm_head = load.embedding("lm_head.weight", config.vocab_size, hidden);
-  w.embedding_norm = load.vector("model.embedding_norm.weight", {hidden});
-  for (int64_t i = 0; i < config.num_layers(); ++i) {
-    const std::string prefix = concat("model.layers.", i, ".");
-    LayerWeights layer;
-    layer.operator_norm = load.vector(prefix + "operator_norm.weight", {hidden});
-    layer.ffn_norm = load.vector(prefix + "ffn_norm.weight", {hidden});
-    if (config.layer_types[i] == LayerType::conv) {
-      layer.conv = load_short_conv(load, config, prefix + "conv.");
+  for (const LayerType kind : config.layer_types) {
+    LayerWeights& layer = w.layers.emplace_back();
+    if (kind == LayerType::conv) {
+      layer.conv.emplace();
     } else {
-      layer.attention = load_attention(load, config, prefix + "self_attn.");
+      layer.attention.emplace();
     }
-    const std::string mlp = prefix + "feed_forward.";
-    layer.w13 = load.linear({{mlp + "w1.weight", ff}, {mlp + "w3.weight", ff}}, hidden);
-    layer.w2 = load.linear({{mlp + "w2.weight", hidden}}, ff);
-    w.layers.push_back(std::move(layer));
   }
+  visit_weights(config, w, Loader(source, type, isa));
   return w;
+}
+
+void export_weights(const ModelConfig& config, const ModelWeights& weights, const WeightSink& sink) {
+  visit_weights(config, weights, Exporter(sink));
 }
 
 }  // namespace lfm

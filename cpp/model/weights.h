@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -47,9 +48,22 @@ struct ModelWeights {
 struct TensorSource {
   std::function<TensorView(const std::string& name, const std::vector<int64_t>& shape)> get;
   std::function<void(const std::string& name)> done;  // the tensor was copied; may be empty
+  // The matrix `name` as export_weights gave it, to be used in place; nullopt, or an empty function, where there is
+  // none.
+  std::function<std::optional<PackedWeights>(const std::string& name)> packed = {};
 };
 
 // Reads and packs every tensor. Throws std::invalid_argument naming a tensor that is missing, misshapen or not finite.
 ModelWeights load_weights(const ModelConfig& config, const TensorSource& source, ComputeType type, Isa isa);
+
+// Takes a model's weights apart: matrices as they lie in memory, named as their tensors (fused ones: "qkv_proj",
+// "w13"), and the small tensors in the shapes that TensorSource::get is asked for.
+struct WeightSink {
+  std::function<void(const std::string& name, const PackedWeights& weights)> matrix;
+  std::function<void(const std::string& name, const std::vector<int64_t>& shape, std::span<const float> values)> vector;
+};
+
+// Throws std::invalid_argument where matrices have a layout that is for one kind of CPU (float32, bfloat16).
+void export_weights(const ModelConfig& config, const ModelWeights& weights, const WeightSink& sink);
 
 }  // namespace lfm

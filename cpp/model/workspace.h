@@ -27,7 +27,7 @@ struct AttentionPlan {
 
 struct Workspace {
   Buffer<float> hidden;         // [tokens, hidden]: the residual stream h
-  Buffer<float> projected;      // [tokens, widest fused projection]: B C x, q k v, or w1 w3
+  Buffer<float> projected;      // [tokens, widest fused projection]: B C x, q k v, or the MLP's
   Buffer<float> mixed;          // [tokens, widest input of an output projection]
   Buffer<float> rope;           // [tokens, head_dim]: cos, then sin, of each token's position
   Buffer<std::byte> attention;  // softmax states and scores
@@ -35,11 +35,13 @@ struct Workspace {
   Buffer<float> conv_states;  // copies from before the pass, to go back to on an error
   LinearScratch linear;
 
-  // Room for a batch of `tokens`.
+  // Room for a batch of `tokens`. What a prompt needed leaves the process when decoding begins: tens of megabytes, and
+  // milliseconds to have them again for the next prompt.
   void ensure(const ModelConfig& c, int64_t tokens) {
     const auto n = static_cast<size_t>(tokens);
+    if (hidden.size() > 8 * n * c.hidden_size) *this = Workspace();
     hidden.ensure(n * c.hidden_size);
-    projected.ensure(n * std::max({3 * c.hidden_size, c.query_width() + 2 * c.kv_width(), 2 * c.intermediate_size}));
+    projected.ensure(n * std::max(3 * c.hidden_size, c.query_width() + 2 * c.kv_width()));
     mixed.ensure(n * std::max(c.hidden_size, c.query_width()));
     rope.ensure(n * c.head_dim);
   }

@@ -11,14 +11,35 @@ import numpy
 import numpy.typing
 
 __all__: list[str] = [
+    "FileMap",
     "Model",
     "Scheduler",
     "State",
     "cpu_info",
+    "dequantize",
     "forked_after_parallel",
     "measure_gemm",
     "measure_read_bandwidth",
+    "release_free_memory",
 ]
+
+class FileMap:
+    """
+    A file mapped read-only and shared, whose bytes a model uses in place.
+    """
+    def __init__(self, fd: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        Maps the whole file open at `fd`.
+        """
+    def populate(self, offset: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        Starts to map all pages from `offset` on ahead of their use, in a thread that ends with the map.
+        """
+    @property
+    def bytes(self) -> numpy.typing.NDArray[numpy.uint8]:
+        """
+        The file, uint8 [size], read-only; keeps the map.
+        """
 
 class State:
     """
@@ -57,7 +78,16 @@ class Model:
         kv_dtype: str = "auto",
     ) -> None:
         """
-        config: checkpoint.ModelConfig; checkpoint: tensor(name, shape) and release(name); dtype: 'float32', 'bfloat16', 'int8' or 'int4'; num_threads: 0 takes the physical cores that this process may use; kv_dtype: type of K and V in states, 'float32', 'bfloat16', 'int8' or 'auto' (float32 for float32 weights, else bfloat16).
+        config: checkpoint.ModelConfig; checkpoint: a checkpoint.Checkpoint; dtype: 'float32', 'bfloat16', 'int8' or 'int4'; num_threads: 0 takes the physical cores that this process may use; kv_dtype: type of K and V in states, 'float32', 'bfloat16', 'int8' or 'auto' (float32 for float32 weights, else bfloat16).
+        """
+    def export_weights(
+        self,
+    ) -> tuple[
+        list[tuple[str, str, tuple[int, int], list[numpy.typing.NDArray[numpy.uint8]]]],
+        dict[str, numpy.typing.NDArray[numpy.float32]],
+    ]:
+        """
+        What a packed file holds: a list of matrices (name, layout, (rows, columns), parts as uint8 arrays over the model's own memory) and a dictionary of small float32 tensors. int8 and int4 only.
         """
     def forward(
         self,
@@ -149,6 +179,13 @@ def cpu_info() -> dict[str, typing.Any]:
     isa in use, isa detected, and the default number of threads.
     """
 
+def dequantize(
+    data: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8], dtype: str
+) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    The float32 values [rows, cols] of uint8 [rows, bytes]: blocks of GGUF's type of that name, such as 'q4_k'.
+    """
+
 def forked_after_parallel() -> bool:
     """
     True in a child forked after the engine ran: it computes with one thread there.
@@ -171,6 +208,11 @@ def measure_read_bandwidth(
 ) -> float:
     """
     Streaming read bandwidth in bytes per second.
+    """
+
+def release_free_memory() -> None:
+    """
+    Gives memory that the C library keeps for later back to the system.
     """
 
 __version__: str = "0.1.0"

@@ -1,21 +1,10 @@
-"""Chat templates: the Jinja environment and the rules that `transformers` renders them with.
-
-A template comes with a checkpoint and is not trusted: it runs in Jinja's immutable sandbox.
-"""
+"""Chat templates: messages in, the text of a prompt out, by the rules of `transformers`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from datetime import datetime
-from functools import lru_cache
 from typing import Any
-
-import jinja2
-import jinja2.ext
-import jinja2.parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .tool_schema import tool_schemas
 
@@ -27,55 +16,6 @@ _CONTINUE_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 
 class ChatTemplateError(ValueError):
     """A chat template is missing or wrong, or it refuses the messages given."""
-
-
-class _GenerationBlock(jinja2.ext.Extension):
-    """Renders the body of `{% generation %}`, which marks an assistant's text."""
-
-    tags = frozenset({"generation"})  # type: ignore[assignment]
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        # A call block, as in transformers: what the body sets stays inside.
-        return jinja2.nodes.CallBlock(self.call_method("_render_body"), [], [], body).set_lineno(
-            line
-        )
-
-    def _render_body(self, caller: Any) -> Any:
-        return caller()
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(layout: str) -> str:
-    return datetime.now().strftime(layout)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes HTML, which would corrupt tool schemas.
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-@lru_cache(maxsize=32)
-def _compile(template: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment.from_string(template)
 
 
 def is_batch(conversation: Any) -> bool:
@@ -113,6 +53,10 @@ def render_chat(
         ValueError: malformed messages, tools or documents, or a template that fails
             (`ChatTemplateError`).
     """
+    import jinja2  # imported late: it takes longer than opening a packed file
+
+    from .jinja_environment import compile_template
+
     check_messages(messages)
     if documents is not None and not all(isinstance(document, Mapping) for document in documents):
         raise ValueError("documents must be a list of dicts")
@@ -129,7 +73,7 @@ def render_chat(
         chat[-1], text_to_continue = _mark_final_message(chat[-1], field)
     schemas = tool_schemas(tools)
     try:
-        compiled = _compile(template)
+        compiled = compile_template(template)
     except jinja2.TemplateSyntaxError as error:
         raise ChatTemplateError(f"chat template, line {error.lineno}: {error.message}") from error
     try:

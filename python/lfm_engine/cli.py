@@ -1,4 +1,4 @@
-"""The `lfm-engine` command: `info`, `generate` and `chat`."""
+"""The `lfm-engine` command: `info`, `generate`, `chat` and `pack`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lfm-engine", description="Run LFM2 models on the CPU.")
     parser.add_argument("--version", action="version", version=f"lfm-engine {version}")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("model", metavar="MODEL", help="hub id, folder, or .gguf file")
+    common.add_argument("model", metavar="MODEL", help="hub id, folder, .gguf or .lfm file")
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -88,6 +88,18 @@ def _parser() -> argparse.ArgumentParser:
 
     chat = commands.add_parser("chat", parents=[common], help=f"a conversation ({_HELP})")
     chat.set_defaults(run=_chat)
+
+    pack = commands.add_parser(
+        "pack", parents=[common], help="write a model as one .lfm file that opens at once"
+    )
+    action = pack.add_mutually_exclusive_group(required=True)
+    action.add_argument("-o", "--output", metavar="FILE", help="the file to write")
+    action.add_argument(
+        "--verify", action="store_true", help="compare a packed file with its checksums"
+    )
+    pack.add_argument("--dtype", default="int4", help="int4 (default) or int8")
+    pack.add_argument("--threads", type=int, metavar="N", help="default: this process's cores")
+    pack.set_defaults(run=_pack)
 
     for command in (generate, chat):
         command.add_argument("--system", help="system message")
@@ -305,6 +317,37 @@ def _system_message(options: argparse.Namespace) -> list[dict[str, str]]:
 def _enable_line_editing() -> None:
     with suppress(ImportError):
         import readline  # noqa: F401  (importing it is enough for input())
+
+
+# -- pack --
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from .checkpoint import open_checkpoint
+    from .checkpoint.packed import check_packable
+    from .model import AutoModelForCausalLM
+
+    if options.verify:
+        with open_checkpoint(options.model) as checkpoint:
+            checkpoint.verify()
+        print(f"{options.model}: all checksums are right")
+        return 0
+    check_packable(options.dtype)
+    folder = Path(options.output).resolve().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{options.output}: there is no folder {folder}")
+    tokenizer = None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(options.model)
+    except (OSError, ValueError) as error:
+        print(f"lfm-engine: packing without a tokenizer: {_one_line(error)}", file=sys.stderr)
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=options.dtype, num_threads=options.threads
+    )
+    model.save_packed(options.output, tokenizer)
+    size = Path(options.output).stat().st_size
+    print(f"{options.output}: {model.dtype}, {size / 1e6:.1f} MB")
+    return 0
 
 
 # -- info --

@@ -2,21 +2,22 @@
 
 `generate(constraint=...)` takes any `Constraint`; `response_format=` and tools make a
 `GrammarConstraint`, whose work is done by llguidance. A mask takes it microseconds, next to the
-milliseconds of a model step.
+milliseconds of a model step. It is imported where a grammar is made: most generations have none.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-import llguidance
-import llguidance.numpy
 import numpy as np
 import numpy.typing as npt
 import tokenizers
+
+if TYPE_CHECKING:
+    import llguidance
 
 Words = npt.NDArray[np.uint32]
 
@@ -130,7 +131,9 @@ class GrammarConstraint(Constraint):
         if self._matcher.is_stopped() and not self._matcher.is_error():
             self._words[:] = 0
             return self._with_ends(self._eos_ids[:1])
-        llguidance.numpy.fill_next_token_bitmask(self._matcher, self._words.view(np.int32))
+        from llguidance.numpy import fill_next_token_bitmask
+
+        fill_next_token_bitmask(self._matcher, self._words.view(np.int32))
         self._check()
         may_end = bool(self._words[0, self._end // 32] >> (self._end % 32) & 1)
         return self._with_ends(self._eos_ids if may_end else ())
@@ -218,6 +221,8 @@ def compile_grammar(
     Raises:
         ValueError: the grammar is wrong, uses what is not supported, or allows nothing.
     """
+    import llguidance
+
     ll_tokenizer, size, end = _ll_tokenizer(tokenizer, vocab_size)
     try:
         text = json.dumps({"grammars": list(grammars)})
@@ -310,6 +315,8 @@ def _ll_tokenizer(tokenizer: Any, vocab_size: int) -> tuple[llguidance.LLTokeniz
     found = _ll_tokenizers.get(tokenizer)
     if found is not None and found[1] == size:
         return found
+    import llguidance
+
     plain = tokenizers.Tokenizer.from_str(backend.to_str())
     plain.no_padding()
     plain.no_truncation()

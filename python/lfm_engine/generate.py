@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -129,7 +129,7 @@ def run_requests(
             stacklevel=3,
         )
     eos = end_ids(config, model_config)
-    seed = secrets.randbits(64) if config.seed is None else config.seed
+    seed = int.from_bytes(os.urandom(8), "little") if config.seed is None else config.seed
 
     vocab_size = model_config.vocab_size
     generation = _Generation(core, vocab_size, streamer)

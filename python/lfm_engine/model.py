@@ -11,12 +11,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from . import _core
 from .chat import ToolRun, chat, run_tools
 from .chat_template import Message
-from .checkpoint import Checkpoint, ModelConfig, StoredTensor, open_checkpoint
+from .checkpoint import (
+    Checkpoint,
+    ModelConfig,
+    PackedCheckpoint,
+    PackedMatrix,
+    StoredTensor,
+    open_checkpoint,
+)
 from .constraint import Constraint
 from .generate import GenerateOutput, end_ids, run_requests
 from .generation import GenerationConfig
@@ -31,6 +37,7 @@ _AUTO_DTYPE = {
     "float16": "float32",
     "bfloat16": "bfloat16",
     "int8": "int8",
+    "int4": "int4",
 }
 
 _MAX_THREADS = 1024
@@ -54,18 +61,42 @@ def auto_dtype(checkpoint: Checkpoint) -> str:
 
 
 class _WithProgress:
-    """A checkpoint whose `release` moves a progress bar: what the core reads from."""
+    """A checkpoint that moves a progress bar, if there is one: what the core reads from."""
 
-    def __init__(self, checkpoint: Checkpoint, bar: tqdm[Any]) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: str, progress: bool | None) -> None:
         self._checkpoint = checkpoint
-        self._bar = bar
+        self._bar = None
+        size = checkpoint.nbytes()
+        if progress is None:
+            progress = size > 200_000_000 and sys.stderr.isatty()
+        if progress:
+            from tqdm import tqdm  # imported late: it takes longer than opening a packed file
+
+            self._bar = tqdm(total=size, unit="B", unit_scale=True, desc=f"Loading {dtype}")
+
+    def __enter__(self) -> _WithProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def packed(self, name: str) -> PackedMatrix | None:
+        matrix = self._checkpoint.packed(name)
+        if matrix is not None:
+            self._advance(name)
+        return matrix
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
         return self._checkpoint.tensor(name, shape)
 
     def release(self, name: str) -> None:
         self._checkpoint.release(name)
-        self._bar.update(self._checkpoint.tensor_nbytes(name))
+        self._advance(name)
+
+    def _advance(self, name: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._checkpoint.tensor_nbytes(name))
 
 
 class CausalLM:
@@ -86,7 +117,7 @@ class CausalLM:
 
     @property
     def dtype(self) -> str:
-        """Type that weights are stored and multiplied in: "float32", "bfloat16" or "int8"."""
+        """Type that weights are stored and multiplied in, see `from_pretrained`."""
         return self.core.dtype
 
     @property
@@ -330,6 +361,27 @@ class CausalLM:
             **options,
         )
 
+    def save_packed(self, path: str | os.PathLike[str], tokenizer: Any = None) -> None:
+        """Write the whole model as one file that opens in milliseconds, for any CPU.
+
+        `AutoModelForCausalLM` and `AutoTokenizer` load it. An old file at `path` is replaced when
+        the new one is complete.
+
+        Args:
+            path: by convention it ends in ".lfm".
+            tokenizer: goes into the file, with its chat template; ours or one of transformers.
+
+        Raises:
+            ValueError: `dtype` is neither int8 nor int4.
+            OSError: the file cannot be written.
+        """
+        from .checkpoint.packed import check_packable, write_packed
+        from .tokenizer import tokenizer_files
+
+        check_packable(self.dtype)
+        files = {} if tokenizer is None else tokenizer_files(tokenizer)
+        write_packed(path, self.core, self.config, self.generation_config.to_dict(), files)
+
 
 def _check_num_threads(value: Any) -> None:
     if value is None:
@@ -358,15 +410,18 @@ class AutoModelForCausalLM:
         token: str | bool | None = None,
         gguf_file: str | None = None,
         progress: bool | None = None,
+        verify: bool = False,
     ) -> CausalLM:
         """Load a checkpoint.
 
         Args:
-            path: a folder (safetensors), a .gguf file, or an id on the Hugging Face hub.
+            path: a folder (safetensors), a .gguf file, a packed file (`CausalLM.save_packed`), or
+                an id on the Hugging Face hub.
             dtype: "float32", "bfloat16", "int8" (groups of 32 weights and activations, Q8_0's
-                arithmetic), or "auto": the smallest that keeps the stored values (float16 becomes
-                float32; GGUF's Q8_0, Q4_0 and Q5_0 become int8, its other quantized types
-                bfloat16). torch dtypes work too.
+                arithmetic), "int4" (Q4_0's and Q4_1's), or "auto": the smallest that keeps the
+                stored values (float16 becomes float32, quantized GGUF files int4 or int8). torch
+                dtypes work too. In int4, embedding and output head have 8 bits, and so do tensors
+                that a GGUF file has in more than 4.
             device: "cpu".
             num_threads: default: the physical cores that this process may use.
             kv_dtype: type that states keep K and V in: "float32", "bfloat16", "int8" (one scale per
@@ -374,6 +429,8 @@ class AutoModelForCausalLM:
             revision, cache_dir, local_files_only, token: as in huggingface_hub.
             gguf_file: which file of a folder or repository of .gguf files.
             progress: show a progress bar; None for terminals and models that take a moment.
+            verify: read all of a packed file first and compare it with its checksums; without, a
+                file that was damaged after its first pages gives wrong tokens.
 
         Raises:
             OSError: not found, or no network; one line that names what was asked for.
@@ -390,18 +447,22 @@ class AutoModelForCausalLM:
             gguf_file=gguf_file,
         ) as checkpoint:
             name = str(dtype).removeprefix("torch.")
+            stored = auto_dtype(checkpoint)
             if name == "auto":
-                name = auto_dtype(checkpoint)
-            size = checkpoint.nbytes()
-            if progress is None:
-                progress = size > 200_000_000 and sys.stderr.isatty()
-            with tqdm(
-                total=size, unit="B", unit_scale=True, desc=f"Loading {name}", disable=not progress
-            ) as bar:
+                name = stored
+            if isinstance(checkpoint, PackedCheckpoint) and name != stored:
+                raise ValueError(
+                    f"{checkpoint.path}: packed as {stored}, which cannot be loaded as {name}; "
+                    "that takes the original checkpoint"
+                )
+            if verify:
+                checkpoint.verify()
+            checkpoint.will_be_used()
+            with _WithProgress(checkpoint, name, progress) as source:
                 try:
                     core = _core.Model(
                         checkpoint.config,
-                        _WithProgress(checkpoint, bar),
+                        source,
                         name,
                         device,
                         num_threads or 0,

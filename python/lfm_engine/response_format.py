@@ -6,8 +6,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import llguidance
-
 from .constraint import Constraint, PrefixConstraint, compile_grammar
 from .inputs import Prompts
 from .json_schema import close_objects, has_finite_value
@@ -116,6 +114,8 @@ def response_grammar(response_format: Any) -> dict[str, Any] | None:
     if not isinstance(source, str) or not source:
         raise ValueError(f"response_format: {kind} must be a non-empty string, not {source!r}")
     if kind == "regex":
+        import llguidance  # imported late, see constraint.py
+
         return {"lark_grammar": f"start: /{llguidance.regex_to_lark(source, 'd')}/"}
     return {"lark_grammar": source}
 

@@ -153,6 +153,35 @@ TEST_P(LinearTest, ARowHasTheSameBitsInAnyBatchAndOnAnyThreads) {
   }
 }
 
+TEST_P(LinearTest, GatedEqualsTheProductThroughSilu) {
+  for (const auto& [k, n] : {std::pair<int64_t, int64_t>{33, 32}, {64, 160}, {96, 1248}}) {
+    const std::vector<float> w = rng.normals(n * k), x = rng.normals(200 * k);
+    const std::vector<TensorView> parts = {view_of("w1", w, {n / 2, k}),
+                                           {"w3", &w[static_cast<size_t>(n / 2 * k)], DType::f32, {n / 2, k}}};
+    for (const ComputeType type : kTypes) {
+      const auto linear = make(parts, type);
+      ASSERT_EQ(linear->gates(), is_integer(type));
+      if (!linear->gates()) continue;
+      const std::vector<float> product = apply(*linear, x, 200);
+      std::vector<float> want(static_cast<size_t>(200 * n / 2));
+      for (int64_t m = 0; m < 200; ++m) {
+        kernels_for(GetParam()).silu_mul(&product[m * n], &product[m * n + n / 2], n / 2, &want[m * n / 2]);
+      }
+      for (const int64_t rows : {200, 1, 3, 97}) {
+        const ThreadScope scope(rows % 2 == 0 ? 2 : 3);
+        LinearScratch scratch;
+        Guarded<float> y(std::vector<float>(static_cast<size_t>(rows * n / 2), NAN));
+        const auto row = [&](int64_t m, float* out) { std::copy_n(&x[m * k], k, out); };
+        linear->forward_gated(row, rows, y.data(), scratch);
+        EXPECT_TRUE(y.intact());
+        EXPECT_TRUE(same_bits(y.data(), want.data(), rows * n / 2)) << linear->implementation() << " " << rows;
+      }
+    }
+  }
+  const std::vector<float> w = rng.normals(48 * 32);  // panels that hold rows of both halves
+  EXPECT_FALSE(make({view_of("w", w, {48, 32})}, ComputeType::int8)->gates());
+}
+
 TEST_P(LinearTest, NotFiniteWeightsNameTheTensor) {
   const std::vector<float> good(40 * 20, 1.0f);
   for (const ComputeType type : kTypes) {
@@ -227,6 +256,146 @@ TEST_P(LinearTest, StoredTypesAndQ8WithoutASecondRounding) {
   std::memcpy(&blocks[5 * block_bytes(DType::q8_0)], &infinite, 2);
   for (const ComputeType type : kTypes) {
     EXPECT_TRUE(throws_naming("'w'", [&] { make({{"w", blocks.data(), DType::q8_0, {kRows, kCols}}}, type); }));
+  }
+}
+
+// Rows of random blocks; every fp16 among them (their offsets in a block: halves) is `scale` times a random number.
+struct Blocks {
+  Blocks(Rng& rng, DType dtype, int64_t rows, int64_t cols, float scale = 0.02f)
+      : bytes(static_cast<size_t>(rows * row_bytes(dtype, cols))),
+        halves(dtype == DType::q6_k                                                   ? std::vector{208}
+               : dtype == DType::q8_0 || dtype == DType::q4_0 || dtype == DType::q5_0 ? std::vector{0}
+                                                                                      : std::vector{0, 2}),
+        view{"w", bytes.data(), dtype, {rows, cols}} {
+    for (uint8_t& b : bytes) b = static_cast<uint8_t>(rng.below(256));
+    for (int64_t b = 0; b < rows * cols / block_values(dtype); ++b) {
+      for (size_t i = 0; i < halves.size(); ++i) set_half(b, i, f32_to_f16(rng.normal() * scale));
+    }
+  }
+  void set_half(int64_t block, size_t which, uint16_t bits) {
+    std::memcpy(&bytes[block * block_bytes(view.dtype) + halves[which]], &bits, 2);
+  }
+
+  std::vector<uint8_t> bytes;
+  std::vector<int> halves;
+  TensorView view;
+};
+
+constexpr DType kBlockTypes[] = {DType::q8_0, DType::q4_0, DType::q4_1, DType::q5_0,
+                                 DType::q5_1, DType::q4_k, DType::q5_k, DType::q6_k};
+
+// Largest |a - b| of all groups of 32, as a fraction of the largest |b| of its group.
+float worst_in_group(const Linear& linear, int64_t row, const float* want) {
+  std::vector<float> found(static_cast<size_t>(linear.in_features()));
+  linear.weight_row(row, found.data());
+  float worst = 0.0f;
+  for (int64_t g = 0; g < linear.in_features(); g += kGroup) {
+    float error = 0.0f, top = 0.0f;
+    for (int64_t i = g; i < std::min(linear.in_features(), g + kGroup); ++i) {
+      error = std::max(error, std::fabs(found[i] - want[i]));
+      top = std::max(top, std::fabs(want[i]));
+    }
+    worst = std::max(worst, error == 0.0f ? 0.0f : error / top);
+  }
+  return worst;
+}
+
+TEST_P(LinearTest, BlocksOfGgufKeepTheirIntegers) {
+  constexpr int64_t kRows = 21, kCols = 512;
+  std::vector<float> want(kCols);
+  for (const DType dtype : kBlockTypes) {
+    Blocks blocks(rng, dtype, kRows, kCols);
+    for (const ComputeType type : kTypes) {
+      const auto linear = make({blocks.view}, type);
+      const bool four_bits = type == ComputeType::int4 && dtype != DType::q8_0 && dtype != DType::q5_0 &&
+                             dtype != DType::q5_1 && dtype != DType::q5_k && dtype != DType::q6_k;
+      if (is_integer(type)) {
+        EXPECT_EQ(linear->implementation(), !four_bits             ? "panels:q8"
+                                            : dtype == DType::q4_0 ? "panels:q4"
+                                                                   : "panels:q4_mins");
+      }
+      float bound = 0.0f;                                 // of types that are taken over as they are
+      if (type == ComputeType::bf16) bound = 1.0f / 256;  // half a step
+      if (type == ComputeType::int8 && dtype != DType::q8_0 && dtype != DType::q4_0 && dtype != DType::q5_0) {
+        bound = 1.0f / 252;
+      }
+      if (type == ComputeType::int4 && !four_bits && dtype != DType::q8_0 && dtype != DType::q5_0) bound = 1.0f / 252;
+      if (type == ComputeType::int4 && dtype == DType::q4_k) bound = 3e-3f;  // scale and minimum may nearly cancel
+      for (int64_t r = 0; r < kRows; ++r) {
+        ASSERT_TRUE(read_row(blocks.view, r, want.data()));
+        ASSERT_LE(worst_in_group(*linear, r, want.data()), bound)
+            << dtype_name(dtype) << " as " << compute_type_name(type) << ", row " << r;
+      }
+    }
+  }
+}
+
+TEST_P(LinearTest, PartsOfSeveralTypesTakeTheWidest) {
+  constexpr int64_t kCols = 256;
+  Blocks q4_0(rng, DType::q4_0, 5, kCols), q4_1(rng, DType::q4_1, 7, kCols), q4_k(rng, DType::q4_k, 3, kCols),
+      q6_k(rng, DType::q6_k, 9, kCols), q5_0(rng, DType::q5_0, 2, kCols);
+  const std::vector<float> floats = rng.normals(4 * kCols);
+  TensorView wide = view_of("w", floats, {4, kCols});
+  wide.int8_at_least = true;
+  const TensorView narrow = view_of("w", floats, {4, kCols});
+  struct Case {
+    std::vector<TensorView> parts;
+    const char* implementation;
+    float bound;
+  };
+  for (const Case& c : {Case{{q4_0.view, q4_0.view}, "panels:q4", 0.0f},
+                        {{q4_0.view, q4_1.view}, "panels:q4_mins", 1e-6f},  // sums of scale and minimum round once
+                        {{q4_k.view, q4_0.view, q4_1.view}, "panels:q4_mins", 3e-3f},
+                        {{q4_k.view, q4_k.view, q6_k.view}, "panels:q8", 1.0f / 252},
+                        {{q5_0.view, q4_0.view}, "panels:q8", 0.0f},
+                        {{wide, q4_1.view}, "panels:q8", 1.0f / 252},
+                        {{narrow, q4_0.view}, "panels:q4", 0.2f}}) {
+    const auto linear = make(c.parts, ComputeType::int4);
+    EXPECT_EQ(linear->implementation(), c.implementation);
+    int64_t row = 0;
+    std::vector<float> want(kCols);
+    for (const TensorView& part : c.parts) {
+      for (int64_t r = 0; r < part.rows(); ++r, ++row) {
+        ASSERT_TRUE(read_row(part, r, want.data()));
+        ASSERT_LE(worst_in_group(*linear, row, want.data()), c.bound)
+            << dtype_name(part.dtype) << " in " << c.implementation << ", row " << row;
+      }
+    }
+  }
+}
+
+TEST_P(LinearTest, ExtremeScalesOfBlocks) {
+  constexpr int64_t kRows = 3, kCols = 256;
+  std::vector<float> want(kCols);
+  for (const DType dtype : kBlockTypes) {
+    for (const uint16_t bits : {uint16_t{0}, uint16_t{1}, uint16_t{0x8001}, uint16_t{0x03ff}, uint16_t{0x7bff}}) {
+      Blocks blocks(rng, dtype, kRows, kCols);
+      for (size_t i = 0; i < blocks.halves.size(); ++i) blocks.set_half(0, i, bits);
+      ASSERT_TRUE(read_row(blocks.view, 0, want.data()));
+      const bool products = dtype == DType::q4_k || dtype == DType::q5_k || dtype == DType::q6_k;
+      const bool fits = !(products && bits == 0x7bff);  // 63 times the largest half is none
+      if (!fits) continue;
+      for (const ComputeType type : {ComputeType::int8, ComputeType::int4}) {
+        const auto linear = make({blocks.view}, type);
+        std::vector<float> found(kCols);
+        linear->weight_row(0, found.data());
+        float top = 0.0f;
+        for (const float v : want) top = std::max(top, std::fabs(v));
+        for (int64_t i = 0; i < kCols; ++i) {  // scales below 2^-24 are rounded to that grid or to zero
+          ASSERT_NEAR(found[i], want[i], std::max(top / 250, 128 * 0x1p-24f)) << dtype_name(dtype);
+        }
+      }
+    }
+    for (const uint16_t bits : {uint16_t{0x7c00}, uint16_t{0xfc00}, uint16_t{0x7e00}}) {
+      for (size_t which = 0; which < Blocks(rng, dtype, 1, kCols).halves.size(); ++which) {
+        Blocks blocks(rng, dtype, kRows, kCols);
+        blocks.set_half(kRows * kCols / block_values(dtype) - 1, which, bits);
+        for (const ComputeType type : kTypes) {
+          EXPECT_TRUE(throws_naming("'w'", [&] { make({blocks.view}, type); }))
+              << dtype_name(dtype) << " as " << compute_type_name(type) << ", half " << which;
+        }
+      }
+    }
   }
 }
 

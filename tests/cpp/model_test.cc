@@ -208,6 +208,20 @@ TEST(Model, LongSequencesEqualThePlainForward) {
   }
 }
 
+TEST(Workspace, GivesBackWhatAPromptNeededWhenDecodingBegins) {
+  const ModelConfig config = lfm2_config();
+  Workspace ws;
+  const auto room = [&](int64_t tokens) {
+    ws.ensure(config, tokens);
+    return static_cast<int64_t>(ws.hidden.size()) / config.hidden_size;
+  };
+  EXPECT_EQ(room(256), 256);
+  EXPECT_EQ(room(32), 256);  // large batches and the ends of prompts: kept
+  EXPECT_EQ(room(1), 1);
+  EXPECT_EQ(room(8), 8);
+  EXPECT_EQ(room(1), 8);
+}
+
 TEST_P(ModelTest, SameBitsInChunksStepsBatchesAndThreads) {
   const std::vector<int32_t> tokens = Rng(3).tokens(140, 97), other = Rng(4).tokens(90, 97);
   const std::span<const int32_t> all(tokens);

@@ -28,6 +28,7 @@ struct Q8Format {
   static constexpr int64_t kBytes = kPanel * kGroup;
   static constexpr bool kMins = false;
   static constexpr int64_t kQuadsPerLoad = 1;
+  static constexpr int64_t kAhead = 0;
   static void load(const uint8_t* p, ByteVec (&quads)[1]) { quads[0] = ByteVec::load(p); }
   static IntVec start(const int32_t* sum) { return kDotIncludesOffset ? IntVec::set(*sum) : IntVec::set(0); }
   static IntVec dot(IntVec acc, ByteVec w, int32_t quad) { return dot4_q8(acc, w, quad); }
@@ -38,6 +39,8 @@ struct Q4Format {
   static constexpr int64_t kBytes = kPanel * kGroup / 2;
   static constexpr bool kMins = Mins;
   static constexpr int64_t kQuadsPerLoad = 2;
+  // Bytes by which single rows prefetch: so much work for each byte leaves too few loads in flight by themselves.
+  static constexpr int64_t kAhead = 4544;
   static void load(const uint8_t* p, ByteVec (&quads)[2]) {
     const ByteVec both = ByteVec::load(p);
     quads[0] = both.low_halves(), quads[1] = both.high_halves();
@@ -78,7 +81,9 @@ inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const Quant
       ByteVec quads[P][kPanelVecs][kQuads];
       for (int p = 0; p < P; ++p)
         for (int i = 0; i < kPanelVecs; ++i) {
-          Format::load(values + p * groups * Format::kBytes + (j / kQuads * kPanel + i * Vec::kWidth) * 4, quads[p][i]);
+          const uint8_t* at = values + p * groups * Format::kBytes + (j / kQuads * kPanel + i * Vec::kWidth) * 4;
+          if constexpr (R * P == 1 && Format::kAhead > 0) __builtin_prefetch(at + Format::kAhead);
+          Format::load(at, quads[p][i]);
         }
 #pragma GCC unroll 2
       for (int64_t q = 0; q < kQuads; ++q) {

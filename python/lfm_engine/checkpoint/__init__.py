@@ -1,14 +1,23 @@
-"""Reading model checkpoints: Hugging Face folders, GGUF files, both also from the hub."""
+"""Reading model checkpoints: Hugging Face folders, GGUF and packed files, also from the hub."""
 
 from __future__ import annotations
 
 import os
 
-from .base import Checkpoint, StoredTensor
+from .base import Checkpoint, PackedMatrix, StoredTensor
 from .config import ModelConfig
 from .hub import resolve
+from .packed import PACKED_SUFFIX, PackedCheckpoint, is_packed
 
-__all__ = ["WEIGHT_PATTERNS", "Checkpoint", "ModelConfig", "StoredTensor", "open_checkpoint"]
+__all__ = [
+    "WEIGHT_PATTERNS",
+    "Checkpoint",
+    "ModelConfig",
+    "PackedCheckpoint",
+    "PackedMatrix",
+    "StoredTensor",
+    "open_checkpoint",
+]
 
 # What a model needs from a repository; tokenizers ask for their own files.
 WEIGHT_PATTERNS = (
@@ -28,7 +37,7 @@ def open_checkpoint(
     token: str | bool | None = None,
     gguf_file: str | None = None,
 ) -> Checkpoint:
-    """Opens a folder, a .gguf file or a hub id; see `hub.resolve` for the arguments.
+    """Opens a folder, a .gguf or .lfm file or a hub id; see `hub.resolve` for the arguments.
 
     The weights are mapped, not read. Close the checkpoint, or use it in a `with` statement.
 
@@ -45,6 +54,8 @@ def open_checkpoint(
         token=token,
         gguf_file=gguf_file,
     )
+    if path.is_file() and (path.suffix.lower() == PACKED_SUFFIX or is_packed(path)):
+        return PackedCheckpoint(path)
     if path.is_file():
         from .gguf import GgufCheckpoint  # imported late: only GGUF files need the package
 

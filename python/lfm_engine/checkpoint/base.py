@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .. import _core
 from .config import ModelConfig
 
 # NumPy's type for each `StoredTensor.dtype`.
@@ -19,10 +20,7 @@ _NUMPY_DTYPES: dict[str, npt.DTypeLike] = {
     "float32": np.float32,
     "float16": np.float16,
     "bfloat16": np.uint16,
-    "q8_0": np.uint8,
 }
-
-Q8_0_BYTES = 34  # of a block of 32 weights: one float16 scale, then 32 int8 values
 
 
 class StoredTensor(NamedTuple):
@@ -33,10 +31,11 @@ class StoredTensor(NamedTuple):
 
     - ``"float32"``, ``"float16"``: `data` has that NumPy dtype and the shape `shape`;
     - ``"bfloat16"``: NumPy ``uint16`` bit patterns of the shape `shape`;
-    - ``"q8_0"``: NumPy ``uint8`` ``[rows, cols / 32 * 34]``, GGUF's Q8_0 blocks: a float16 scale
-      and 32 int8 values each, and `shape` is the logical ``(rows, cols)``.
+    - ``"q8_0"``, ``"q4_0"``, ``"q4_1"``, ``"q5_0"``, ``"q5_1"``, ``"q4_k"``, ``"q5_k"``,
+      ``"q6_k"``: NumPy ``uint8`` ``[rows, bytes]``, blocks of GGUF's type of that name, and `shape`
+      is the logical ``(rows, cols)``.
 
-    `int8_at_least`: the values come from a type of more than 4 bits, which int4 would round again.
+    `int8_at_least`: floats that a model in int4 shall keep in int8.
     """
 
     data: npt.NDArray[Any]
@@ -48,11 +47,24 @@ class StoredTensor(NamedTuple):
         """The values as a float32 array of the shape `shape`; a new array unless it is float32."""
         if self.dtype == "bfloat16":
             return (self.data.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        if self.dtype == "q8_0":
-            blocks = self.data.reshape(self.shape[0], -1, Q8_0_BYTES)
-            scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float32)
-            return (blocks[..., 2:].view(np.int8) * scales).reshape(self.shape)
+        if self.dtype not in _NUMPY_DTYPES:
+            return _core.dequantize(self.data, self.dtype)
         return self.data.astype(np.float32, copy=False)
+
+
+class PackedMatrix(NamedTuple):
+    """A matrix in the layout that the kernels read, in place in a file.
+
+    Attributes:
+        layout: its name, as `_core.Model.export_weights` gives it.
+        shape: rows and columns (outputs and inputs).
+        parts: offset and bytes of each part in `map`.
+    """
+
+    layout: str
+    shape: tuple[int, int]
+    parts: tuple[tuple[int, int], ...]
+    map: _core.FileMap
 
 
 class MappedFile:
@@ -76,7 +88,7 @@ class MappedFile:
     def view(self, offset: int, count: int, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         """A read-only array over `count` bytes at `offset`; copied only if it lies misaligned."""
         raw: npt.NDArray[Any] = np.frombuffer(self._open(), np.uint8, count, offset)
-        array = raw.view(_NUMPY_DTYPES[dtype]).reshape(shape)
+        array = raw.view(_NUMPY_DTYPES.get(dtype, np.uint8)).reshape(shape)
         return array if array.flags.aligned else array.copy()
 
     def release(self, offset: int, count: int) -> None:
@@ -112,8 +124,8 @@ class Checkpoint(ABC):
         config: the validated model configuration.
         generation_config: the contents of generation_config.json, ``{}`` if there is none.
         stored_dtype: "float32", "bfloat16" or "float16", whichever most of the weights have; for a
-            quantized GGUF file "int8" where int8 groups of 32 hold most values exactly (Q8_0, Q4_0,
-            Q5_0), else "bfloat16".
+            quantized GGUF file "int4" if there are tensors of 4 bits (the others of such a file
+            keep 8), else "int8"; for a packed file "int8" or "int4".
     """
 
     path: Path
@@ -148,6 +160,22 @@ class Checkpoint(ABC):
     @abstractmethod
     def close(self) -> None:
         """Closes the file map(s). Arrays that were handed out keep their memory until deleted."""
+
+    def packed(self, name: str) -> PackedMatrix | None:
+        """The matrix `name` to be used in place; None where `tensor` gives what it is made of.
+
+        Names are those of the model's own matrices, q, k and v and also w1 and w3 being one
+        ("...self_attn.qkv_proj.weight", "...feed_forward.w13.weight").
+        """
+        return None
+
+    def will_be_used(self) -> None:
+        """Tells the system that a model is going to read all weights in place, if it is."""
+        return None
+
+    def verify(self) -> None:
+        """Compares all weights with their checksums. ValueError: one differs, or has none."""
+        raise ValueError(f"{self.path}: has no checksums to verify; packed files have")
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint contains a tensor of this canonical name."""

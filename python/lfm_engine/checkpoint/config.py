@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
 from typing import Any
 
 import numpy as np
@@ -243,6 +244,48 @@ def from_gguf(
         bos_token_id=fields.token("tokenizer.ggml.bos_token_id", None),
         eos_token_id=tuple(dict.fromkeys(eos + eot)),
         pad_token_id=fields.token("tokenizer.ggml.padding_token_id", None),
+    )
+
+
+def to_packed(config: ModelConfig) -> dict[str, Any]:
+    """The configuration as JSON values, which `from_packed` reads."""
+    values = {item.name: getattr(config, item.name) for item in dataclass_fields(config)}
+    return {**values, "rope_inv_freq": config.rope_inv_freq.tolist()}
+
+
+def from_packed(values: Mapping[str, Any], source: str) -> ModelConfig:
+    """The configuration in a packed file. ValueError: a field is missing or impossible."""
+    fields = Fields(values, source)
+    architecture = fields.find("architecture")[1]
+    if architecture not in SUPPORTED_ARCHITECTURES:
+        raise _unknown_architecture(source, architecture)
+    layers, head_dim = fields.size("num_hidden_layers"), fields.size("head_dim")
+    inv_freq = fields.find("rope_inv_freq")[1]
+    if not isinstance(inv_freq, list) or len(inv_freq) != head_dim // 2:
+        raise fields.error(f"'rope_inv_freq' must list {head_dim // 2} numbers")
+    return _finish(
+        fields,
+        architecture=architecture,
+        **{
+            name: fields.size(name)
+            for name in (
+                *("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"),
+                *("num_key_value_heads", "conv_L_cache", "max_position_embeddings"),
+            )
+        },
+        num_hidden_layers=layers,
+        head_dim=head_dim,
+        layer_types=_hf_layer_types(fields, layers),
+        conv_bias=fields.flag("conv_bias", default=False),
+        norm_eps=fields.number("norm_eps"),
+        qk_norm=fields.flag("qk_norm", default=True),
+        tie_word_embeddings=fields.flag("tie_word_embeddings", default=True),
+        rope_inv_freq=np.array(
+            [fields.positive("rope_inv_freq", value) for value in inv_freq], np.float32
+        ),
+        bos_token_id=fields.token("bos_token_id", None),
+        eos_token_id=fields.tokens("eos_token_id", ()),
+        pad_token_id=fields.token("pad_token_id", None),
     )
 
 

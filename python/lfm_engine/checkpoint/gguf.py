@@ -1,8 +1,7 @@
 """GGUF files of the architectures lfm2 and llama, read through a memory map.
 
-Float tensors and Q8_0 are handed out as they lie. Q4_0 and Q5_0 are re-expressed as Q8_0 blocks,
-which is exact: the same scale, and values that fit an int8. Other quantized types are expanded to
-float32 by the `gguf` package, one tensor at a time.
+Float tensors and the quantized types of `_BLOCKS` are handed out as they lie. Other quantized types
+are expanded to float32 by the `gguf` package, one tensor at a time.
 """
 
 from __future__ import annotations
@@ -16,19 +15,20 @@ from gguf.constants import GGMLQuantizationType as GgmlType
 from gguf.quants import dequantize
 
 from . import names
-from .base import (
-    Q8_0_BYTES,
-    Checkpoint,
-    MappedFile,
-    StoredTensor,
-    check_shape,
-    element_count,
-    missing,
-)
+from .base import Checkpoint, MappedFile, StoredTensor, check_shape, element_count, missing
 from .config import ModelConfig, from_gguf
 from .gguf_header import GgufTensor, read
 
 _FLOATS = {GgmlType.F32: "float32", GgmlType.F16: "float16", GgmlType.BF16: "bfloat16"}
+_FOUR_BITS = {GgmlType.Q4_0: "q4_0", GgmlType.Q4_1: "q4_1", GgmlType.Q4_K: "q4_k"}
+_BLOCKS = {
+    **_FOUR_BITS,
+    GgmlType.Q8_0: "q8_0",
+    GgmlType.Q5_0: "q5_0",
+    GgmlType.Q5_1: "q5_1",
+    GgmlType.Q5_K: "q5_k",
+    GgmlType.Q6_K: "q6_k",
+}
 _NOT_WEIGHTS = (
     GgmlType.I8,
     GgmlType.I16,
@@ -93,11 +93,12 @@ class GgufCheckpoint(Checkpoint):
             expected = (expected[0], expected[2])  # GGUF drops the axis of one input channel
         check_shape(self.path, name, entry.shape, expected)
         data, dtype = self._read(name, entry)
-        if dtype != "q8_0":
+        if dtype not in _BLOCKS.values():
             data = data.reshape(shape)
         if self.config.architecture == "llama":
             data = self._unpermuted(name, data)
-        return StoredTensor(data, dtype, tuple(shape))
+        # What a quantized file has as floats, or in types that were expanded, is not for 4 bits.
+        return StoredTensor(data, dtype, tuple(shape), self.stored_dtype in ("int8", "int4"))
 
     def release(self, name: str) -> None:
         entry = self._entry(name)
@@ -122,11 +123,9 @@ class GgufCheckpoint(Checkpoint):
             )
         rows = element_count(entry.shape[:-1])
         raw_shape = (rows, entry.nbytes // max(rows, 1))
-        raw = self._file.view(entry.offset, entry.nbytes, "q8_0", raw_shape)
-        if len(entry.shape) == 2 and entry.type == GgmlType.Q8_0:
-            return raw, "q8_0"
-        if len(entry.shape) == 2 and entry.type in (GgmlType.Q4_0, GgmlType.Q5_0):
-            return _to_q8_0(raw, entry.type), "q8_0"
+        raw = self._file.view(entry.offset, entry.nbytes, "uint8", raw_shape)
+        if len(entry.shape) == 2 and entry.type in _BLOCKS:
+            return raw, _BLOCKS[entry.type]
         out = np.empty((rows, entry.shape[-1]), np.float32)
         try:
             # Scales that overflow in a corrupt file are the model's problem (NaN), not a warning's.
@@ -166,33 +165,11 @@ class GgufCheckpoint(Checkpoint):
 
 
 def _stored_dtype(tensors: dict[str, GgufTensor]) -> str:
-    # Types with an offset or scales of scales have no exact int8 form: their values are expanded.
     weights: dict[str, int] = {}
     for tensor in tensors.values():
-        exact = tensor.type in (GgmlType.Q8_0, GgmlType.Q4_0, GgmlType.Q5_0)
-        kind = _FLOATS.get(tensor.type, "int8" if exact else "bfloat16")
+        kind = _FLOATS.get(tensor.type, "int8")
         weights[kind] = weights.get(kind, 0) + element_count(tensor.shape)
-    return max(weights, key=lambda kind: weights[kind]) if weights else "float32"
-
-
-def _to_q8_0(raw: npt.NDArray[np.uint8], kind: GgmlType) -> npt.NDArray[np.uint8]:
-    """Q4_0 or Q5_0 blocks ([rows, bytes]) as Q8_0 blocks of exactly the same values.
-
-    A block is a float16 scale, for Q5_0 the 32 fifth bits, then 16 bytes: the low halves are the
-    values 0 to 15, the high halves 16 to 31; the zero point is 8 (Q4_0) or 16 (Q5_0).
-    """
-    five_bits = kind == GgmlType.Q5_0
-    block_bytes = 22 if five_bits else 18
-    rows = raw.shape[0]
-    blocks = raw.shape[1] // block_bytes
-    out = np.empty((rows, blocks, Q8_0_BYTES), np.uint8)
-    for start in range(0, rows, _CHUNK_ROWS):
-        part = slice(start, start + _CHUNK_ROWS)
-        source = raw[part].reshape(-1, blocks, block_bytes)
-        nibbles = source[..., -16:]
-        values = np.concatenate((nibbles & 0x0F, nibbles >> 4), axis=-1)
-        if five_bits:
-            values |= np.unpackbits(source[..., 2:6], axis=-1, bitorder="little") << 4
-        out[part, :, :2] = source[..., :2]
-        out[part, :, 2:] = values - np.uint8(16 if five_bits else 8)  # wraps: int8 bit patterns
-    return out.reshape(rows, blocks * Q8_0_BYTES)
+    most = max(weights, key=lambda kind: weights[kind]) if weights else "float32"
+    if most == "int8" and any(tensor.type in _FOUR_BITS for tensor in tensors.values()):
+        return "int4"
+    return most

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a local folder, a .gguf file, or a model id on the Hugging Face hub."""
+"""Where a checkpoint lies: a local folder, a .gguf or .lfm file, or a model id on the hub."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
+from .packed import PACKED_SUFFIX, is_packed
+
 # org/name, optionally with the file to take: org/name:model-Q8_0.gguf
-_HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<file>[^:]+\.gguf))?")
+_HUB_ID = re.compile(
+    r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<file>[^:]+\.(gguf|lfm)))?"
+)
 
 
 def resolve(
@@ -22,7 +26,7 @@ def resolve(
     token: str | bool | None = None,
     gguf_file: str | None = None,
 ) -> Path:
-    """The local folder or .gguf file that `path_or_id` means, downloaded if need be.
+    """The local folder or file (.gguf, .lfm) that `path_or_id` means, downloaded if need be.
 
     What exists locally wins. A hub id ("org/name", or "org/name:file.gguf") goes through
     huggingface_hub: its cache, HF_HUB_OFFLINE, tokens and progress bars apply. A folder or
@@ -57,7 +61,7 @@ def resolve(
 def _looks_like_path(text: str) -> bool:
     if text.startswith((".", "/", "~", os.sep)) or "\\" in text:
         return True
-    return text.endswith((".gguf", ".safetensors", ".bin")) and ":" not in text
+    return text.endswith((".gguf", PACKED_SUFFIX, ".safetensors", ".bin")) and ":" not in text
 
 
 def _local(path: Path, allow_patterns: Sequence[str], gguf_file: str | None) -> Path:
@@ -67,10 +71,12 @@ def _local(path: Path, allow_patterns: Sequence[str], gguf_file: str | None) -> 
                 f"{path} is a file, so gguf_file={gguf_file!r} cannot be taken from it"
             )
         with open(path, "rb") as file:
-            if path.suffix.lower() != ".gguf" and file.read(4) != b"GGUF":
-                raise ValueError(
-                    f"{path}: neither a folder nor a .gguf file (for safetensors, give the folder)"
-                )
+            known = path.suffix.lower() in (".gguf", PACKED_SUFFIX) or file.read(4) == b"GGUF"
+        if not known and not is_packed(path):
+            raise ValueError(
+                f"{path}: neither a folder nor a .gguf or {PACKED_SUFFIX} file (for safetensors, "
+                "give the folder)"
+            )
         return path
     if gguf_file is not None:
         chosen = path / gguf_file
