@@ -1,7 +1,7 @@
 """What the benchmarks drive: one interface over lfm-engine and its peers.
 
-An `Engine` loads a model and makes `Session`s; a session takes prompts (`prefill`) and then one
-token for each (`step`). Peers are driven as llama-bench does it: fixed tokens and no sampling.
+An `Engine` loads a model and makes `Session`s; a session takes prompts (`fill`) and then one token
+for each (`step`). Peers are driven as llama-bench does it: fixed tokens and no sampling.
 lfm-engine runs its scheduler with its greedy sampler: what `generate` runs. Libraries are imported
 by the engine that needs them, so that each may live in an environment of its own.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,13 +20,18 @@ import numpy.typing as npt
 
 Prompts = list[list[int]]
 NEXT_TOKEN = 1234  # what peers are fed while decoding
+PREFILL_CHUNK = 256  # lfm-engine's default
 
 
 class Session(Protocol):
     """Sequences in progress."""
 
-    def prefill(self, prompts: Prompts) -> None:
-        """Forget what was, take these prompts (of one length), and be ready to decode."""
+    def fill(self, prompts: Prompts) -> Iterator[int]:
+        """Forget what was and take these prompts (of one length).
+
+        Yields the tokens taken so far (of all prompts), as often as the engine allows to pause;
+        ready to decode when it ends.
+        """
 
     def step(self) -> None:
         """Decode one token of every sequence."""
@@ -68,16 +73,19 @@ class _LfmSession:
     def __init__(self, core: Any, capacity: int) -> None:
         self._core, self._capacity = core, capacity
 
-    def prefill(self, prompts: Prompts) -> None:
+    def fill(self, prompts: Prompts) -> Iterator[int]:
         from lfm_engine import _core
 
-        self._scheduler = _core.Scheduler(self._core)
+        total, taken = sum(map(len, prompts)), 0
+        self._scheduler = _core.Scheduler(self._core, prefill_chunk=PREFILL_CHUNK)
         waiting = {
             self._scheduler.add(np.array(p), max_new_tokens=self._capacity - len(p))
             for p in prompts
         }
         while waiting:
             waiting -= {event[0] for event in self._step()}
+            taken = min(taken + PREFILL_CHUNK, total)
+            yield taken
 
     def _step(self) -> list[tuple[int, int, str]]:
         events: list[tuple[int, int, str]] = self._scheduler.step()
@@ -122,10 +130,11 @@ class _TransformersSession:
             output = self._model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         self._cache = output.past_key_values
 
-    def prefill(self, prompts: Prompts) -> None:
+    def fill(self, prompts: Prompts) -> Iterator[int]:
         import torch
 
         self._forward(torch.tensor(prompts), None)
+        yield len(prompts) * len(prompts[0])
 
     def step(self) -> None:
         import torch
@@ -134,12 +143,18 @@ class _TransformersSession:
 
 
 class LlamaCpp:
-    """llama.cpp through the C functions of llama-cpp-python, with llama-bench's settings."""
+    """llama.cpp through the C functions of llama-cpp-python, with llama-bench's settings.
 
-    def __init__(self, path: str, threads: int) -> None:
+    A long context takes it minutes to fill. Its state is the same for all types of weights but for
+    the values, which do not change the speed: the first worker saves it in the folder `contexts`
+    ("": none), the others load it.
+    """
+
+    def __init__(self, path: str, threads: int, contexts: str) -> None:
         import llama_cpp
 
         self._lib, self._threads = llama_cpp, threads
+        self._contexts = Path(contexts) if contexts else None
         self._quiet = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
@@ -151,14 +166,17 @@ class LlamaCpp:
         self.weight_bytes = int(llama_cpp.llama_model_size(self._model))
 
     def session(self, batch: int, capacity: int) -> Session:
-        return _LlamaSession(self._lib, self._model, self._threads, batch, capacity)
+        return _LlamaSession(self._lib, self._model, self._threads, self._contexts, batch, capacity)
 
 
 class _LlamaSession:
     CHUNK = 2048  # llama.cpp's default n_batch
+    SAVED = 16_384  # tokens from which a context is kept in a file for other workers
 
-    def __init__(self, lib: Any, model: Any, threads: int, batch: int, capacity: int) -> None:
-        self._lib = lib
+    def __init__(
+        self, lib: Any, model: Any, threads: int, contexts: Path | None, batch: int, capacity: int
+    ) -> None:
+        self._lib, self._contexts = lib, contexts
         options = lib.llama_context_default_params()
         # Streams are padded to 256 cells.
         options.n_ctx = batch * -(-capacity // 256) * 256
@@ -199,16 +217,40 @@ class _LlamaSession:
             raise RuntimeError(f"llama_decode: {code}")
         self._lib.llama_synchronize(self._context)
 
-    def prefill(self, prompts: Prompts) -> None:
+    def fill(self, prompts: Prompts) -> Iterator[int]:
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), False)
+        self._length = length = len(prompts[0])
+        saved = self._contexts / f"llama-{length}.state" if self._contexts else None
+        if saved and length >= self.SAVED and len(prompts) == 1 and self._load(saved):
+            return
+        taken = 0
         for sequence, prompt in enumerate(prompts):
-            for start in range(0, len(prompt), self.CHUNK):
+            for start in range(0, length, self.CHUNK):
                 chunk = prompt[start : start + self.CHUNK]
                 wanted = [0] * len(chunk)
-                wanted[-1] = int(start + len(chunk) == len(prompt))
+                wanted[-1] = int(start + len(chunk) == length)
                 positions = list(range(start, start + len(chunk)))
                 self._decode(chunk, positions, [sequence] * len(chunk), wanted)
-        self._length = len(prompts[0])
+                taken += len(chunk)
+                yield taken
+        if saved and length >= self.SAVED and len(prompts) == 1:
+            self._save(saved, prompts[0])
+
+    def _save(self, path: Path, prompt: list[int]) -> None:
+        part = path.with_suffix(f".{os.getpid()}")
+        tokens = (ctypes.c_int32 * len(prompt))(*prompt)
+        save = self._lib.llama_state_seq_save_file
+        if save(self._context, os.fsencode(part), 0, tokens, len(prompt)):
+            part.rename(path)
+
+    def _load(self, path: Path) -> bool:
+        if not path.exists():
+            return False
+        room = (ctypes.c_int32 * self._length)()
+        count = ctypes.c_size_t()
+        load = self._lib.llama_state_seq_load_file
+        size = load(self._context, os.fsencode(path), 0, room, len(room), ctypes.byref(count))
+        return bool(size) and count.value == self._length
 
     def step(self) -> None:
         n = self._sequences
@@ -247,12 +289,13 @@ class _OnnxSession:
         )
         return lib.Generator(model, params)
 
-    def prefill(self, prompts: Prompts) -> None:
+    def fill(self, prompts: Prompts) -> Iterator[int]:
         if self._tokens.token_count():
             del self._tokens
             self._tokens = self._make()
         self._tokens.append_tokens(np.array(prompts, np.int32).ravel())
         self._tokens.generate_next_token()
+        yield len(prompts) * len(prompts[0])
 
     def step(self) -> None:
         self._tokens.generate_next_token()
@@ -317,10 +360,11 @@ class _OpenVinoSession:
         self._request.infer({name: values[name] for name in values if name in self._names})
         self._length = total
 
-    def prefill(self, prompts: Prompts) -> None:
+    def fill(self, prompts: Prompts) -> Iterator[int]:
         self._request.reset_state()
         self._length = 0
         self._infer(np.array(prompts, np.int64))
+        yield len(prompts) * len(prompts[0])
 
     def step(self) -> None:
         self._infer(np.full((self._batch, 1), NEXT_TOKEN, np.int64))
@@ -346,14 +390,16 @@ def import_library(engine: str) -> None:
         raise ValueError(f"engine: {engine!r} is not known")
 
 
-def load_engine(engine: str, path: str, dtype: str, kv_dtype: str, threads: int) -> Engine:
+def load_engine(
+    engine: str, path: str, dtype: str, kv_dtype: str, threads: int, contexts: str
+) -> Engine:
     """Loads a model; the arguments are those of bench_worker.Spec."""
     if engine == "lfm-engine":
         return LfmEngine(path, dtype, kv_dtype, threads)
     if engine == "transformers":
         return Transformers(path, dtype, threads)
     if engine == "llama.cpp":
-        return LlamaCpp(path, threads)
+        return LlamaCpp(path, threads, contexts)
     if engine == "onnxruntime-genai":
         return OnnxRuntimeGenai(path, threads)
     return OpenVino(path, threads)

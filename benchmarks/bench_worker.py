@@ -3,8 +3,11 @@
 Started with a JSON `Spec` as its argument. Prints one JSON line when the model is loaded, then one
 for each JSON request on stdin:
 
-    {"task": "prefill", "batch": 1, "depth": 512, "capacity": 520}
+    {"task": "prefill", "batch": 1, "depth": 512, "capacity": 700}
         seconds until ready to decode
+    {"task": "fill", "batch": 1, "depth": 32000, "capacity": 32200, "slice_s": 15}
+        makes a context ready to decode; stops after that many seconds, to be asked again until
+        "done". "seconds" and "tokens" are of all slices; "loaded": read from a file instead
     {"task": "decode", "batch": 32, "depth": 128, "capacity": 400, "new": 32}
         seconds of 32 steps
     {"task": "first", "depth": 16, "capacity": 2048}
@@ -16,8 +19,8 @@ for each JSON request on stdin:
     {"task": "limits", "rows": 512, "shapes": [[K, N, count], ...]}
         of the machine; rows 0: without the GEMM
 
-A context of more than 1,024 tokens is kept and goes on where the last request left it (its depth
-grows by `new` each time): filling it anew would take minutes.
+A context of more than 512 tokens is kept and goes on where the last request of the same sizes
+left it (its depth grows by `new` each time): filling it anew would take minutes.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,7 @@ import numpy as np
 
 from bench_engines import Engine, Prompts, Session, import_library, load_engine
 
-KEPT = 1024  # tokens of all sequences above which a context is kept
+KEPT = 512  # tokens of all sequences above which a context is kept
 Answer = Callable[[dict[str, Any]], None]
 
 
@@ -50,6 +53,7 @@ class Spec:
         path: a model folder or file.
         dtype, kv_dtype: of lfm-engine and transformers; "" where the file or the engine decides.
         tokenizer: lfm-engine: a folder whose tokenizer is loaded too before anything is measured.
+        contexts: llama.cpp: a folder for long contexts that its workers share.
     """
 
     engine: str
@@ -58,6 +62,7 @@ class Spec:
     kv_dtype: str
     threads: int
     tokenizer: str = ""
+    contexts: str = ""
 
     def to_json(self) -> str:
         """For the command line."""
@@ -84,58 +89,90 @@ def random_prompts(seed: int, batch: int, length: int) -> Prompts:
     return prompts
 
 
+@dataclass
+class Context:
+    """A session and how far it is."""
+
+    session: Session
+    filling: Iterator[int] | None = None  # not ready while this is set
+    seconds: float = 0.0  # spent on filling
+    length: int = 0  # of each sequence, once filled
+
+
 class Runner:
     """Answers the requests with one engine."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._sessions: dict[tuple[int, int, int], Session] = {}
-        self._used: dict[tuple[int, int, int], int] = {}  # tokens in a kept context
+        self._contexts: dict[tuple[int, int, int], Context] = {}
         self._count = 0
 
-    def _session(self, batch: int, depth: int, capacity: int) -> Session:
+    def _context(self, batch: int, depth: int, capacity: int) -> Context:
         key = (batch, depth, capacity)
-        if key not in self._sessions:
-            self._sessions[key] = self._engine.session(batch, capacity)
-        return self._sessions[key]
+        if key not in self._contexts:
+            self._contexts[key] = Context(self._engine.session(batch, capacity))
+        return self._contexts[key]
 
-    def _fill(self, session: Session, batch: int, depth: int) -> float:
-        self._count += 1
-        prompts = random_prompts(self._count, batch, depth)
+    def _fill(self, context: Context, batch: int, depth: int, slice_s: float) -> int:
+        """Goes on with filling for that long; the tokens that it has taken so far."""
+        taken = 0
         begin = time.perf_counter()
-        session.prefill(prompts)
-        return time.perf_counter() - begin
+        if not context.filling:
+            self._count += 1
+            prompts = random_prompts(self._count, batch, depth)
+            context.seconds, context.length = 0.0, 0
+            begin = time.perf_counter()
+            context.filling = context.session.fill(prompts)
+        for taken in context.filling:
+            if time.perf_counter() - begin > slice_s and taken < batch * depth:
+                break
+        else:
+            context.filling, context.length = None, depth
+        context.seconds += time.perf_counter() - begin
+        return taken
+
+    def fill(self, batch: int, depth: int, capacity: int, slice_s: float) -> dict[str, Any]:
+        """A slice of filling a context."""
+        context = self._context(batch, depth, capacity)
+        taken = self._fill(context, batch, depth, slice_s)
+        done = not context.filling
+        return {
+            "seconds": context.seconds,
+            "tokens": taken,
+            "done": done,
+            "loaded": done and not taken,
+        }
 
     def prefill(self, batch: int, depth: int, capacity: int) -> dict[str, Any]:
         """Time of the prompts."""
-        seconds = self._fill(self._session(batch, depth, capacity), batch, depth)
-        return {"seconds": seconds, "tokens": batch * depth}
+        context = self._context(batch, depth, capacity)
+        self._fill(context, batch, depth, float("inf"))
+        return {"seconds": context.seconds, "tokens": batch * depth}
 
     def decode(self, batch: int, depth: int, capacity: int, new: int) -> dict[str, Any]:
         """Time of `new` steps after `depth` tokens."""
-        session, key = self._session(batch, depth, capacity), (batch, depth, capacity)
-        if key not in self._used or batch * depth <= KEPT:
-            self._fill(session, batch, depth)
-            self._used[key] = depth
-        self._used[key] += new
-        if self._used[key] > capacity:
+        context = self._context(batch, depth, capacity)
+        if not context.length or batch * depth <= KEPT:
+            self._fill(context, batch, depth, float("inf"))
+        context.length += new
+        if context.length > capacity:
             raise ValueError(f"a context of {capacity} tokens is full")
         begin = time.perf_counter()
         for _ in range(new):
-            session.step()
+            context.session.step()
         return {"seconds": time.perf_counter() - begin, "tokens": batch * new}
 
     def first(self, depth: int, capacity: int) -> dict[str, Any]:
         """Time to the first token of a short prompt in a new context."""
         begin = time.perf_counter()
-        session = self._engine.session(1, capacity)
+        context = self._context(1, depth, capacity)
         made = time.perf_counter() - begin
-        return {"seconds": made + self._fill(session, 1, depth)}
+        self._fill(context, 1, depth, float("inf"))
+        return {"seconds": made + context.seconds}
 
     def drop(self) -> dict[str, Any]:
         """Frees all contexts."""
-        self._sessions.clear()
-        self._used.clear()
+        self._contexts.clear()
         return {}
 
 
@@ -172,7 +209,9 @@ def _serve(spec: Spec, answer: Answer) -> None:
             tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer)
         before = memory()
         begin = time.perf_counter()
-        engine = load_engine(spec.engine, spec.path, spec.dtype, spec.kv_dtype, spec.threads)
+        engine = load_engine(
+            spec.engine, spec.path, spec.dtype, spec.kv_dtype, spec.threads, spec.contexts
+        )
         load_s = time.perf_counter() - begin
         runner = Runner(engine)
         answer(

@@ -10,14 +10,13 @@ from pathlib import Path
 class MachineLock:
     """A lock file (as flock(1)'s) that is held while measuring; None: nothing is locked.
 
-    It is given back between two measurements once it was held for SLICE seconds: others who
+    It is given back between two measurements once it was held for `slice_s` seconds: others who
     measure on this machine get their turn, and never at the same time.
     """
 
-    SLICE = 100.0
-
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, slice_s: float = 20.0) -> None:
         self._file = path.open("a") if path else None
+        self._slice_s = slice_s
         self._since: float | None = None
 
     def __enter__(self) -> None:
@@ -26,7 +25,7 @@ class MachineLock:
             self._since = time.monotonic()
 
     def __exit__(self, *_: object) -> None:
-        if self._since is not None and time.monotonic() - self._since > self.SLICE:
+        if self._since is not None and time.monotonic() - self._since > self._slice_s:
             self.release()
 
     def release(self) -> None:

@@ -1,6 +1,6 @@
 """Draws the roofline of a bench_speed.py run: what the machine allows, and where each engine is.
 
-    python benchmarks/roofline.py RUN.json OUT.svg [--threads 2]
+    python benchmarks/roofline.py RUN.json ... OUT.svg [--threads 2]
 
 RUN.json is what bench_speed.py --json wrote; OUT may be .svg, .png or .pdf. Horizontal: FLOPs for
 each byte of weights and K/V that must be read. Vertical: FLOPs per second (those of the matrices).
@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from bench_report import Model, Result
+from bench_results import Model, Result, merge, plural
 
 COLORS = {
     "lfm-engine": "#c0392b",
@@ -33,6 +32,8 @@ COLORS = {
     "onnxruntime-genai": "#6c3483",
     "openvino": "#117a65",
 }
+# What is drawn of a run that has many tasks: neighbours would hide each other.
+SHOWN = {("prefill", 1, 512), ("decode", 1, 128), ("decode", 1, 32000), ("decode", 32, 128)}
 MARKERS = {"bfloat16": "s", "int8": "o", "int4": "D"}
 
 
@@ -66,40 +67,31 @@ def draw(axes: Axes, model: Model, group: dict[str, Any]) -> None:
     bandwidth = machine(group, "bandwidth")
     roofs = {d: machine(group, f"gemm_{d}") for d in ("bfloat16", "int8")}
     points = []
-    for values in group["results"]:
-        result = Result(**values)
+    results = [Result(**values) for values in group["results"]]
+    some = [r for r in results if (r.kind, r.batch, r.depth) in SHOWN]
+    for result in some or results:
         engine = next(e for e in group["engines"] if e["name"] == result.engine)
         work = operations(model, result)
         intensity = work * tokens_of_step(result) / bytes_of_step(model, engine, result)
         points.append((result, engine, intensity, result.rate * work))
     top = max([*roofs.values(), *(p[3] for p in points)])
-    x = np.geomspace(0.5, max(p[2] for p in points) * 2, 400)
+    left, right = 0.5, max(p[2] for p in points) * 2
     for dtype, style in (("bfloat16", "-"), ("int8", "--")):
         if roofs[dtype]:
-            axes.plot(
-                x, np.minimum(x * bandwidth, roofs[dtype]) / 1e9, style, color="black", lw=1.2
-            )
+            corner = (roofs[dtype] / bandwidth, roofs[dtype] / 1e9)
+            x, y = zip((left, left * bandwidth / 1e9), corner, (right, corner[1]), strict=True)
+            axes.plot(x, y, style, color="black", lw=1.2)
             label = f"oneDNN {dtype} GEMM: {roofs[dtype] / 1e9:.0f} GFLOP/s"
-            axes.annotate(label, (x[-1], roofs[dtype] / 1e9), ha="right", va="bottom", fontsize=8)
-    at = 0.75
-    axes.annotate(
-        f"read bandwidth: {bandwidth / 1e9:.1f} GB/s",
-        (at, at * bandwidth / 1e9),
-        xytext=(6, -2),
-        textcoords="offset points",
-        va="top",
-        fontsize=8,
-    )
+            axes.annotate(label, corner, ha="right", va="bottom", fontsize=8)
+    styles: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
     for result, engine, intensity, rate in points:
-        axes.plot(
-            intensity,
-            rate / 1e9,
-            MARKERS[engine["weights"]],
-            color=COLORS[result.engine.split()[0]],
-            mfc="none" if engine["kv_dtype"] == "int8" else None,
-            ms=6,
-            alpha=0.85,
-        )
+        color = COLORS[result.engine.split()[0]]
+        inside = "none" if engine["kv_dtype"] == "int8" else color
+        look = (MARKERS[engine["weights"]], color, inside)
+        styles.setdefault(look, []).append((intensity, rate / 1e9))
+    for (marker, color, inside), places in styles.items():
+        at = zip(*places, strict=True)
+        axes.plot(*at, ls="", marker=marker, color=color, mfc=inside, ms=6, alpha=0.85)
     kinds: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
     for result, _, intensity, rate in points:
         key = (result.kind, result.batch, result.depth)
@@ -119,27 +111,30 @@ def draw(axes: Axes, model: Model, group: dict[str, Any]) -> None:
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.minorticks_off()  # most of a drawing's bytes
     axes.set_ylim(bottom=min(p[3] for p in points) / 1e9 / 3, top=top / 1e9 * 2)
     axes.set_xlabel("FLOP per byte of weights and K/V")
-    axes.set_title(f"{group['threads']} thread{'s' * (group['threads'] > 1)}", fontsize=10)
+    title = f"{plural(group['threads'])}, memory reads {bandwidth / 1e9:.1f} GB/s"
+    axes.set_title(title, fontsize=10)
     axes.grid(True, which="major", lw=0.4, alpha=0.5)
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("run", type=Path, help="from bench_speed.py --json")
+    parser.add_argument("run", type=Path, nargs="+", help="from bench_speed.py --json")
     parser.add_argument("out", type=Path)
     parser.add_argument("--threads", help="only these panels, e.g. 2; default: all of the run")
     options = parser.parse_args()
-    report = json.loads(options.run.read_text())
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text, not outlines: half the size
+    report = merge([json.loads(run.read_text()) for run in options.run])
     model = Model(**report["model"])
     wanted = [int(t) for t in options.threads.split(",")] if options.threads else None
     groups = [
         g for g in report["groups"] if g["results"] and (not wanted or g["threads"] in wanted)
     ]
     if not groups:
-        parser.error(f"{options.run} has no results for these threads")
+        parser.error("no results for these threads")
     figure, panels = plt.subplots(
         1, len(groups), figsize=(6.2 * len(groups), 4.8), sharey=True, squeeze=False
     )
@@ -152,10 +147,10 @@ def main() -> None:
         Line2D([], [], color="gray", marker=m, ls="", label=f"{d} weights")
         for d, m in MARKERS.items()
     ]
-    figure.legend(handles=handles, loc="lower center", ncol=len(handles), fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="lower center", ncol=4, fontsize=8, frameon=False)
     figure.suptitle(f"Roofline, {report['processor']}", fontsize=10)
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
-    figure.savefig(options.out, dpi=160)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    figure.savefig(options.out, dpi=90)
     print(options.out)
 
 

@@ -1,25 +1,15 @@
-// Attention kernels on LFM2.5-350M's shape: bytes of K and V and FLOPs per second, for each type of K and V.
-//   attention_bench [threads] [decode_tokens] [prefill_tokens]
-// decode: one token after `decode_tokens`, all layers; memory is the limit. prefill: 256 tokens after `prefill_tokens`.
-#include <omp.h>
-
+// Attention kernels on LFM2.5-350M's shape, all layers, for each type of K and V. decode: one token after `tokens`;
+// memory is the limit. prefill: 256 tokens after `tokens`.
 #include <algorithm>
-#include <chrono>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <random>
-#include <vector>
+#include <string>
 
-#include "base/parallel.h"
+#include "bench.h"
 #include "kernels/kernels.h"
-#include "kernels/roofline.h"
 #include "model/state.h"
 
-namespace lfm {
+namespace lfm::bench {
 namespace {
-
-double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 ModelConfig shape() {
   ModelConfig c;
@@ -55,15 +45,12 @@ void fill(SequenceState& state, const Kernels& kernels, int64_t tokens) {
   state.advance(tokens);
 }
 
-// Seconds of one pass over all layers, the median of `runs`.
-double time_attention(const SequenceState& state, const Kernels& kernels, int64_t queries, int64_t tile_tokens,
-                      int threads, int runs) {
+// One pass over all layers for each iteration of `timer`.
+Rates attend(benchmark::State& timer, const SequenceState& state, int64_t queries, int64_t tile_tokens, int threads) {
+  const Kernels& kernels = active_kernels();
   const StateLayout& layout = state.layout();
   const int64_t group = 2, hd = layout.head_dim, past = state.length() - queries, rows = tile_tokens * group;
-  std::mt19937 random(2);
-  std::normal_distribution<float> normal(0.0f, 0.25f);
-  std::vector<float> q(static_cast<size_t>(queries * layout.kv_heads * group * hd));
-  for (float& x : q) x = normal(random);
+  const std::vector<float> q = normals(queries * layout.kv_heads * group * hd, 0.25f, 2);
   const int64_t scratch_bytes = (attention_scratch_bytes(rows, hd) + 63) / 64 * 64;
   const int64_t partial_floats = rows * (padded_head_dim(hd) + 2);
   const int64_t blocks = (state.length() + kAttentionBlock - 1) / kAttentionBlock;
@@ -75,9 +62,8 @@ double time_attention(const SequenceState& state, const Kernels& kernels, int64_
     float* base = partials.data() + i * partial_floats;
     return AttentionPartial{base, base + rows, base + 2 * rows};
   };
-  std::vector<double> times;
-  for (int run = 0; run <= runs; ++run) {
-    const double start = seconds();
+  const Rates rates(timer);
+  for (auto _ : timer) {
     for (int64_t layer = 0; layer < layout.attention_layers; ++layer) {
       parallel_for_dynamic(layout.kv_heads * tiles * splits, splits > 1 ? 4 : 1, [&](int64_t i) {
         const int64_t head = splits > 1 ? i % layout.kv_heads : i / tiles, t = splits > 1 ? 0 : i % tiles,
@@ -119,41 +105,42 @@ double time_attention(const SequenceState& state, const Kernels& kernels, int64_
         }
       });
     }
-    if (run > 0) times.push_back(seconds() - start);
+    benchmark::ClobberMemory();
   }
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
+  return rates;
 }
 
-void run(int threads, int64_t decode_tokens, int64_t prefill_tokens) {
-  const ModelConfig config = shape();
+void attention(benchmark::State& timer, KvType type, int64_t queries, int64_t tile_tokens) {
+  const int64_t tokens = timer.range(0);
+  const auto threads = static_cast<int>(timer.range(1));
   const ThreadScope scope(threads);
-  const Kernels& kernels = active_kernels();
-  const double bandwidth = measure_read_bandwidth(threads, int64_t{1} << 28);
-  const double gemm = measure_gemm(ComputeType::bf16, 512, 1024, 4608, threads);
-  std::printf("%s, %d threads: reads %.1f GB/s, bf16 GEMM %.0f GFLOP/s\n", std::string(isa_name(active_isa())).c_str(),
-              threads, bandwidth / 1e9, gemm / 1e9);
-  for (int type = 0; type < kKvTypes; ++type) {
-    const auto layout = std::make_shared<StateLayout>(config, static_cast<KvType>(type));
-    SequenceState state(layout), prompt(layout);
-    fill(state, kernels, decode_tokens);
-    const double decode = time_attention(state, kernels, 1, 1, threads, 7);
-    const auto bytes = static_cast<double>(layout->page_bytes) / kPage * static_cast<double>(decode_tokens);
-    constexpr int64_t kQueries = 256;
-    fill(prompt, kernels, prefill_tokens + kQueries);
-    const double prefill = time_attention(prompt, kernels, kQueries, 24, threads, 3);
-    const double keys = static_cast<double>(prefill_tokens) + (kQueries + 1) / 2.0;
-    const double flops = 4.0 * 64 * 16 * 6 * kQueries * keys;
-    std::printf("%-9s decode %7.2f ms %6.1f GB/s (%3.0f%%)   prefill %8.2f ms %6.0f GFLOP/s (%3.0f%%)\n",
-                std::string(kv_type_name(layout->kv_type)).c_str(), decode * 1e3, bytes / decode / 1e9,
-                100 * bytes / decode / bandwidth, prefill * 1e3, flops / prefill / 1e9, 100 * flops / prefill / gemm);
-  }
+  const ModelConfig config = shape();
+  const auto layout = std::make_shared<StateLayout>(config, type);
+  SequenceState state(layout);
+  fill(state, active_kernels(), tokens + queries);
+  const Rates rates = attend(timer, state, queries, tile_tokens, threads);
+  const auto keys = static_cast<double>(tokens) + static_cast<double>(queries + 1) / 2;
+  const auto outputs = static_cast<double>(queries * config.num_attention_heads * config.head_dim) *
+                       static_cast<double>(config.layer_types.size());
+  const double bytes = static_cast<double>(layout->page_bytes) / kPage * static_cast<double>(tokens + queries);
+  rates.report(bytes, 4 * outputs * keys, type == KvType::f32 ? ComputeType::f32 : ComputeType::bf16, threads);
 }
+
+const bool registered = [] {
+  for (int i = 0; i < kKvTypes; ++i) {
+    const auto type = static_cast<KvType>(i);
+    const std::string kv = "/kv_" + std::string(kv_type_name(type));
+    const auto decode = [type](benchmark::State& s) { attention(s, type, 1, 1); };
+    const auto prefill = [type](benchmark::State& s) { attention(s, type, 256, 24); };
+    for (auto* bench : {benchmark::RegisterBenchmark(("attention_decode" + kv).c_str(), decode)
+                            ->ArgsProduct({{4096, 32000}, thread_counts()}),
+                        benchmark::RegisterBenchmark(("attention_prefill" + kv).c_str(), prefill)
+                            ->ArgsProduct({{4096}, thread_counts()})}) {
+      bench->ArgNames({"tokens", "threads"})->UseRealTime()->Unit(benchmark::kMillisecond);
+    }
+  }
+  return true;
+}();
 
 }  // namespace
-}  // namespace lfm
-
-int main(int argc, char** argv) {
-  const auto argument = [&](int i, int64_t otherwise) { return argc > i ? std::atoll(argv[i]) : otherwise; };
-  lfm::run(static_cast<int>(argument(1, lfm::usable_cores())), argument(2, 32000), argument(3, 4096));
-}
+}  // namespace lfm::bench

@@ -56,16 +56,19 @@ double measure_read_bandwidth(int num_threads, int64_t bytes) {
 
 double measure_gemm(ComputeType type, int64_t rows, int64_t k, int64_t n, int num_threads) {
   check(rows >= 1 && k >= 1 && n >= 1, "rows, k and n must be positive");
-  check(type != ComputeType::int8, "dtype must be float32 or bfloat16");
+  check(type != ComputeType::int4, "dtype must be float32, bfloat16 or int8");
   if (active_isa() < Isa::avx2 || (type == ComputeType::bf16 && active_isa() < Isa::avx512)) return 0;
   const ThreadScope threads(num_threads);
   using dnnl::memory;
-  const auto dtype = type == ComputeType::bf16 ? memory::data_type::bf16 : memory::data_type::f32;
+  using data_type = memory::data_type;
+  const bool integer = type == ComputeType::int8;
+  const auto weights_type = integer ? data_type::s8 : type == ComputeType::bf16 ? data_type::bf16 : data_type::f32;
+  const auto source_type = integer ? data_type::u8 : weights_type;
   const auto ab = memory::format_tag::ab;
   const dnnl::engine& engine = onednn_engine();
   const dnnl::matmul::primitive_desc pd(
-      engine, memory::desc({rows, k}, dtype, ab), memory::desc({k, n}, dtype, memory::format_tag::any),
-      memory::desc({rows, n}, memory::data_type::f32, ab), dnnl::primitive_attr(), true);
+      engine, memory::desc({rows, k}, source_type, ab), memory::desc({k, n}, weights_type, memory::format_tag::any),
+      memory::desc({rows, n}, integer ? data_type::s32 : data_type::f32, ab), dnnl::primitive_attr(), true);
   if (!pd) return 0;
   const dnnl::matmul product(pd);
   dnnl::stream stream(engine);
