@@ -53,7 +53,8 @@ void parallel_ranges(int64_t n, int64_t grain, const Body& body) {
 }
 
 // body(begin, end) over [0, n): three quarters in one equal range per thread, the rest in pieces of about 1/64 of a
-// thread's share, multiples of `grain`, to whichever is ready. Memory and neighbours do not serve cores equally, and each loop ends with the slowest thread.
+// thread's share, multiples of `grain`, to whichever is ready. Memory and neighbours do not serve cores equally, and
+// each loop ends with the slowest thread.
 template <class Body>
 void parallel_ranges_balanced(int64_t n, int64_t grain, const Body& body) {
   std::atomic<int64_t> next{0};
