@@ -212,9 +212,10 @@ def make_gguf(folder: Path, kind: str, program: str) -> Path:
 
 
 def pack(folder: Path, dtype: str) -> Path:
-    """FOLDER/model-DTYPE.lfm by `lfm-engine pack`."""
-    out = folder / f"model-{dtype}.lfm"
-    command = [sys.executable, "-m", "lfm_engine.cli", "pack", str(folder), "-o", str(out)]
+    """FOLDER/model-DTYPE.lfm by `lfm-engine pack`; int4 takes the values of Q4_0."""
+    out, q4 = folder / f"model-{dtype}.lfm", folder / "model-Q4_0.gguf"
+    source = q4 if dtype == "int4" and q4.is_file() else folder
+    command = [sys.executable, "-m", "lfm_engine.cli", "pack", str(source), "-o", str(out)]
     subprocess.run([*command, "--dtype", dtype], check=True)
     return out
 
