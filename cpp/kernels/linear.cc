@@ -75,6 +75,21 @@ void Linear::forward(const RowSource& x, int64_t rows, float* y, bool accumulate
   add_bias(y, rows);
 }
 
+void Linear::forward_some(const RowSource& x, const uint32_t* wanted, float* y, LinearScratch& scratch) const {
+  const int64_t block = output_block();
+  if (block == 0 || has_bias()) return forward(x, 1, y, false, scratch);
+  std::vector<int64_t> blocks;
+  for (int64_t n = 0; n < out_features_; ++n) {
+    if (wanted[n / 32] == 0) {
+      n |= 31;  // a whole word without wanted outputs
+    } else if ((wanted[n / 32] >> (n % 32) & 1) != 0) {
+      blocks.push_back(n / block);
+      n |= block - 1;
+    }
+  }
+  multiply_blocks(convert(x, 1, scratch), blocks, y);
+}
+
 void Linear::forward_gated(const RowSource& x, int64_t rows, float* y, LinearScratch& scratch) const {
   if (rows > 0) multiply_gated(convert(x, rows, scratch), rows, y, scratch);
 }

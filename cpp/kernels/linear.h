@@ -57,6 +57,10 @@ class Linear {
   void forward(const float* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const;
   void forward(const RowSource& x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const;
 
+  // For one row x: those y[n] whose bit of `wanted` is set (ceil(N / 32) words, low bit first), with the bits that
+  // forward gives them, and maybe their neighbours; the others stay as they are.
+  void forward_some(const RowSource& x, const uint32_t* wanted, float* y, LinearScratch& scratch) const;
+
   // For W = [W1; W3]: y[rows, N / 2] = silu(x W1^T) * (x W3^T), without the product in memory, where gates() is true.
   virtual bool gates() const { return false; }
   void forward_gated(const RowSource& x, int64_t rows, float* y, LinearScratch& scratch) const;
@@ -81,6 +85,9 @@ class Linear {
   virtual void convert_row(const float* /*x*/, int64_t /*m*/, int64_t /*rows*/, std::byte* /*activations*/) const {}
   // x: [rows, in_features] fp32, or what convert_row made of it.
   virtual void multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const = 0;
+  // Outputs are computed in blocks of so many; 0: only all together.
+  virtual int64_t output_block() const { return 0; }
+  virtual void multiply_blocks(const void* /*x*/, std::span<const int64_t> /*blocks*/, float* /*y*/) const {}
   virtual void multiply_gated(const void* /*x*/, int64_t /*rows*/, float* /*y*/, LinearScratch& /*scratch*/) const {}
   bool has_bias() const { return !bias_.empty(); }
 

@@ -229,19 +229,26 @@ void OneDnnLinear::multiply_onednn(const void* x, int64_t rows, float* y, bool a
                       {{DNNL_ARG_SRC, a}, {DNNL_ARG_WEIGHTS, b}, {DNNL_ARG_DST, c}, {DNNL_ARG_SCRATCHPAD, pad}});
 }
 
+void OneDnnLinear::multiply_block(const void* x, int64_t rows, int64_t k_chunk, int64_t block, float* y,
+                                  bool accumulate) const {
+  const int64_t k = in_features(), n = out_features(), begin = block * kBlock, at = offset(0, begin);
+  if (type_ == ComputeType::bf16) {
+    kernels_.blocked_bf16(static_cast<const uint16_t*>(x), k, rows, k, k_chunk,
+                          reinterpret_cast<const uint16_t*>(weights_.data()) + at, n - begin, y + begin, n, accumulate);
+  } else {
+    kernels_.blocked_f32(static_cast<const float*>(x), k, rows, k, k_chunk,
+                         reinterpret_cast<const float*>(weights_.data()) + at, n - begin, y + begin, n, accumulate);
+  }
+}
+
 void OneDnnLinear::multiply_blocked(const void* x, int64_t rows, int64_t k_chunk, float* y, bool accumulate) const {
-  const int64_t k = in_features(), n = out_features(), blocks = (n + kBlock - 1) / kBlock;
-  parallel_for(blocks, [&](int64_t b) {
-    const int64_t begin = b * kBlock, at = offset(0, begin);
-    if (type_ == ComputeType::bf16) {
-      kernels_.blocked_bf16(static_cast<const uint16_t*>(x), k, rows, k, k_chunk,
-                            reinterpret_cast<const uint16_t*>(weights_.data()) + at, n - begin, y + begin, n,
-                            accumulate);
-    } else {
-      kernels_.blocked_f32(static_cast<const float*>(x), k, rows, k, k_chunk,
-                           reinterpret_cast<const float*>(weights_.data()) + at, n - begin, y + begin, n, accumulate);
-    }
-  });
+  parallel_for((out_features() + kBlock - 1) / kBlock,
+               [&](int64_t b) { multiply_block(x, rows, k_chunk, b, y, accumulate); });
+}
+
+void OneDnnLinear::multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y) const {
+  parallel_for(static_cast<int64_t>(blocks.size()),
+               [&](int64_t i) { multiply_block(x, 1, k_chunk_, blocks[static_cast<size_t>(i)], y, false); });
 }
 
 }  // namespace lfm

@@ -37,7 +37,10 @@ class OneDnnLinear final : public Linear {
   Product product(int64_t rows, bool accumulate) const;  // handles, cheap to copy
 
   void multiply_onednn(const void* x, int64_t rows, float* y, bool accumulate, Buffer<std::byte>& pad) const;
+  int64_t output_block() const override { return k_chunk_ > 0 ? kBlock : 0; }
+  void multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y) const override;
   void multiply_blocked(const void* x, int64_t rows, int64_t k_chunk, float* y, bool accumulate) const;
+  void multiply_block(const void* x, int64_t rows, int64_t k_chunk, int64_t block, float* y, bool accumulate) const;
   std::vector<std::byte> probe_inputs(int64_t rows) const;
   int64_t find_k_chunk() const;
   bool is_batch_invariant() const;

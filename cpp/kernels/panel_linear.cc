@@ -56,6 +56,16 @@ class FloatPanels final : public Linear {
     });
   }
 
+  int64_t output_block() const override { return kPanel; }
+  void multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y) const override {
+    const int64_t k = in_features();
+    parallel_for(static_cast<int64_t>(blocks.size()), [&](int64_t i) {
+      const int64_t n = blocks[static_cast<size_t>(i)] * kPanel;
+      gemm_of(kernels_, T{})(static_cast<const float*>(x), k, 1, k, weights_.data() + n * k,
+                             std::min(kPanel, out_features() - n), y + n, out_features(), false);
+    });
+  }
+
  private:
   const Kernels& kernels_;
   int64_t panels_;

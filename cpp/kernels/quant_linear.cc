@@ -144,6 +144,14 @@ class QuantLinear final : public Linear {
     });
   }
 
+  int64_t output_block() const override { return kPanel; }
+  void multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y) const override {
+    parallel_for(static_cast<int64_t>(blocks.size()), [&](int64_t i) {
+      const int64_t n = blocks[static_cast<size_t>(i)] * kPanel;
+      gemm(x, 1, 0, 1, n / kPanel, std::min(kPanel, out_features() - n), y + n, out_features(), false);
+    });
+  }
+
   bool gates() const override { return out_features() % (2 * kPanel) == 0 && !has_bias(); }
   // Strips of panels of W1 and of W3 go to a small tile, and from there through silu to y.
   void multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const override {

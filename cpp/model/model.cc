@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "base/error.h"
@@ -82,18 +83,41 @@ void Model::run_layers(const LayerContext& ctx) const {
 }
 
 void Model::write_logits(const LayerContext& ctx, std::span<const SequenceInput> inputs, float* logits) const {
-  const int64_t hidden = config_.hidden_size;
-  std::vector<const float*> rows;
+  const int64_t hidden = config_.hidden_size, vocab = config_.vocab_size;
+  struct Row {
+    const float* hidden;
+    float* logits;
+  };
+  std::vector<Row> rows;
+  const auto normed = [&](int64_t m, float* out) {
+    kernels_.rms_norm(rows[static_cast<size_t>(m)].hidden, weights_.embedding_norm.data(), config_.norm_eps, hidden,
+                      out);
+  };
+  const auto flush = [&] {
+    if (rows.empty()) return;
+    weights_.head().forward(normed, static_cast<int64_t>(rows.size()), rows[0].logits, false, ctx.ws.linear);
+    rows.clear();
+  };
   for (size_t i = 0; i < inputs.size(); ++i) {
     const Segment& s = ctx.segments[i];
-    for (int64_t t = s.count - num_logit_rows(inputs.subspan(i, 1)); t < s.count; ++t) {
-      rows.push_back(ctx.ws.hidden.data() + (s.first + t) * hidden);
+    const bool some = inputs[i].allowed != nullptr && inputs[i].logits_for == LogitsFor::last;
+    if (some) flush();
+    for (int64_t t = s.count - num_logit_rows(inputs.subspan(i, 1)); t < s.count; ++t, logits += vocab) {
+      rows.push_back({ctx.ws.hidden.data() + (s.first + t) * hidden, logits});
     }
+    if (!some) continue;
+    float* row = rows[0].logits;
+    weights_.head().forward_some(normed, inputs[i].allowed, row, ctx.ws.linear);
+    rows.clear();
+    parallel_for((vocab + 31) / 32, [&](int64_t w) {
+      const uint32_t word = inputs[i].allowed[w];
+      if (word == ~0u) return;
+      for (int64_t n = 32 * w; n < std::min(vocab, 32 * w + 32); ++n) {
+        if ((word >> (n % 32) & 1) == 0) row[n] = -std::numeric_limits<float>::infinity();
+      }
+    });
   }
-  const auto normed = [&](int64_t m, float* out) {
-    kernels_.rms_norm(rows[static_cast<size_t>(m)], weights_.embedding_norm.data(), config_.norm_eps, hidden, out);
-  };
-  weights_.head().forward(normed, static_cast<int64_t>(rows.size()), logits, false, ctx.ws.linear);
+  flush();
 }
 
 void Model::forward(std::span<const SequenceInput> inputs, float* logits, Workspace& ws) const {

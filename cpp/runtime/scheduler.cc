@@ -92,7 +92,7 @@ std::vector<StepEvent> Scheduler::step() {
     running.push_back(r.get());
     inputs.push_back({&r->state,
                       std::span(r->tokens).subspan(static_cast<size_t>(r->processed), static_cast<size_t>(count)),
-                      last ? LogitsFor::last : LogitsFor::none});
+                      last ? LogitsFor::last : LogitsFor::none, r->mask});
   }
   const int64_t vocab = model_->config().vocab_size;
   float* logits = logits_.ensure(static_cast<size_t>(num_logit_rows(inputs) * vocab));
@@ -109,7 +109,6 @@ std::vector<StepEvent> Scheduler::step() {
     logits += vocab;
     try {
       const auto suppressed = generated < r.params.min_new_tokens ? eos : std::span<const int32_t>();
-      // The mask was known before the forward pass: this is where rows of the head outside it need not exist.
       events.push_back(take(r, r.sampler.sample(row, r.tokens, suppressed, r.mask)));
     } catch (const std::runtime_error& error) {
       events.push_back({r.id, -1, FinishReason::error, error.what()});

@@ -182,6 +182,34 @@ TEST_P(LinearTest, GatedEqualsTheProductThroughSilu) {
   EXPECT_FALSE(make({view_of("w", w, {48, 32})}, ComputeType::int8)->gates());
 }
 
+TEST_P(LinearTest, SomeOutputsHaveTheBitsOfAll) {
+  for (const auto& [k, n] : {std::pair<int64_t, int64_t>{33, 50}, {64, 160}, {200, 97}, {64, 1030}}) {
+    const std::vector<float> w = rng.normals(n * k), x = rng.normals(k);
+    for (const ComputeType type : kTypes) {
+      const auto linear = make({view_of("w", w, {n, k})}, type);
+      const std::vector<float> all = apply(*linear, x, 1);
+      const auto row = [&](int64_t, float* out) { std::copy_n(x.data(), k, out); };
+      for (const int64_t every : {int64_t{1}, int64_t{3}, int64_t{90}, n - 1, n}) {
+        std::vector<uint32_t> wanted(static_cast<size_t>((n + 31) / 32));
+        for (int64_t i = every - 1; i < n; i += every) wanted[static_cast<size_t>(i / 32)] |= 1u << (i % 32);
+        const ThreadScope scope(every % 2 == 0 ? 1 : 3);
+        LinearScratch scratch;
+        Guarded<float> y(std::vector<float>(static_cast<size_t>(n), NAN));
+        linear->forward_some(row, wanted.data(), y.data(), scratch);
+        EXPECT_TRUE(y.intact());
+        for (int64_t i = 0; i < n; ++i) {
+          const float got = y.values()[static_cast<size_t>(i)], want = all[static_cast<size_t>(i)];
+          if (i % every == every - 1 || !std::isnan(got)) {
+            ASSERT_TRUE(same_bits(&got, &want, 1)) << linear->implementation() << " " << n << " every " << every;
+          }
+        }
+        // What it is for: far fewer products than all.
+        if (every == n && n > 1000) EXPECT_TRUE(std::isnan(y.values()[0])) << linear->implementation();
+      }
+    }
+  }
+}
+
 TEST_P(LinearTest, NotFiniteWeightsNameTheTensor) {
   const std::vector<float> good(40 * 20, 1.0f);
   for (const ComputeType type : kTypes) {

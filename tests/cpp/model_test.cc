@@ -273,6 +273,34 @@ TEST_P(ModelTest, SameBitsInChunksStepsBatchesAndThreads) {
   }
 }
 
+TEST_P(ModelTest, LogitsOfAllowedTokensOnly) {
+  const TinyModel tiny = tiny_model(GetParam().config, 11);
+  const std::vector<int32_t> tokens = {5, 9, 31, 2};
+  const uint32_t allowed[] = {1u << 3 | 1u << 31, 0, 0, 1};
+  for (const ComputeType type : kAllComputeTypes) {
+    const auto model = tiny.load(type);
+    SequenceState a = model->new_state(), b = model->new_state(), c = model->new_state(), alone = model->new_state();
+    const std::vector<float> want = run(*model, alone, tokens);
+    const float* last = &want[3 * 97];
+    // Among others that need all of theirs.
+    const std::vector<SequenceInput> inputs = {
+        {&a, tokens, LogitsFor::all}, {&b, tokens, LogitsFor::last, allowed}, {&c, tokens, LogitsFor::last}};
+    std::vector<float> logits(6 * 97);
+    Workspace ws;
+    model->forward(inputs, logits.data(), ws);
+    EXPECT_TRUE(same_bits(logits.data(), want.data(), 4 * 97));
+    EXPECT_TRUE(same_bits(&logits[5 * 97], last, 97));
+    for (const int64_t n : {0, 3, 31, 32, 95, 96}) {
+      const float got = logits[static_cast<size_t>(4 * 97 + n)];
+      if (n == 3 || n == 31 || n == 96) {
+        EXPECT_TRUE(same_bits(&got, last + n, 1)) << compute_type_name(type) << " " << n;
+      } else {
+        EXPECT_EQ(got, -std::numeric_limits<float>::infinity()) << compute_type_name(type) << " " << n;
+      }
+    }
+  }
+}
+
 TEST(Model, PrefillInChunksAndStopsWhereAskedTo) {
   const auto model = tiny_model(lfm2_config(), 13).load(ComputeType::f32);
   const std::vector<int32_t> tokens = Rng(6).tokens(100, 97);
