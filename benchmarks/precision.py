@@ -4,8 +4,9 @@
 
 MODEL.gguf is a real instruct model (SmolLM2-135M-Instruct). Its weights are expanded to float32
 once (WORK/model-F32.gguf) and everything starts from those: the reference is transformers in
-float32; lfm-engine reads that file and quantizes by itself; llama.cpp reads the Q8_0, Q4_0 and
-Q4_K_M that its own quantizer makes of it. Printed for each: KL divergence from the reference in
+float32; lfm-engine reads that file and quantizes by itself (once with calibration on text after
+that of the measurement); llama.cpp reads the Q8_0, Q4_0 and Q4_K_M that its own quantizer makes of
+it, and lfm-engine these files too. Printed for each: KL divergence from the reference in
 nats (mean with its standard error, 99th percentile, largest) and how often the best token agrees,
 over the tokens of --text (default: this repository's documents and IFEval's prompts where
 ../shared has them), in windows of 512.
@@ -28,7 +29,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,15 +45,43 @@ from tables import format_table
 ROOT = Path(__file__).resolve().parent.parent
 EVALS = ROOT.parent / "shared" / "data" / "evals"
 WINDOW = 512
+
+
+class Ours(NamedTuple):
+    """How lfm-engine loads one of the files; calibrated: with text that is not measured on."""
+
+    dtype: str
+    kv_dtype: str = "auto"
+    file: str = "F32"
+    calibrated: bool = False
+
+    @property
+    def name(self) -> str:
+        """For the table."""
+        parts = [f"lfm-engine {self.dtype}"]
+        if self.file != "F32":
+            parts.append(f"from {self.file}")
+        if self.kv_dtype != "auto":
+            parts.append(f"kv {self.kv_dtype}")
+        if self.calibrated:
+            parts.append("calibrated")
+        return ", ".join(parts)
+
+
 OURS = (
-    ("float32", ""),
-    ("bfloat16", ""),
-    ("int8", ""),
-    ("int4", ""),
-    ("bfloat16", "int8"),
-    ("int8", "int8"),
-    ("int4", "int8"),
+    Ours("float32"),
+    Ours("bfloat16"),
+    Ours("int8"),
+    Ours("int4"),
+    Ours("int4", calibrated=True),
+    Ours("bfloat16", "int8"),
+    Ours("int8", "int8"),
+    Ours("int4", "int8"),
+    Ours("int8", file="Q8_0"),
+    Ours("int4", file="Q4_0"),
+    Ours("int4", file="Q4_K_M"),
 )
+CALIBRATION_WINDOWS = 16  # of the text after the measured ones
 PEERS = ("F32", "Q8_0", "Q4_0", "Q4_K_M")
 AIMS = (("lfm-engine int8", "llama.cpp Q8_0"), ("lfm-engine int4", "llama.cpp Q4_0"))
 Floats = npt.NDArray[np.float32]
@@ -148,15 +177,19 @@ def measure(name: str, logits: Logits, windows: list[list[int]], references: Flo
     return Divergence(name, np.concatenate(kl), np.concatenate(same))
 
 
-def engine(path: Path, dtype: str, kv_dtype: str, threads: int | None) -> Any:
+def engine(path: Path, ours: Ours, calibration: list[list[int]], threads: int | None) -> Any:
     """lfm-engine's model, or None with a line that says why not."""
-    options: dict[str, Any] = {"kv_dtype": kv_dtype} if kv_dtype else {}
     try:
         return AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, num_threads=threads, progress=False, **options
+            path,
+            dtype=ours.dtype,
+            kv_dtype=ours.kv_dtype,
+            num_threads=threads,
+            progress=False,
+            calibration=calibration if ours.calibrated else None,
         )
     except (TypeError, ValueError) as error:
-        print(f"skipped: lfm-engine {dtype} {kv_dtype} ({error})")
+        print(f"skipped: {ours.name} ({error})")
         return None
 
 
@@ -179,6 +212,7 @@ def make_files(source: Path, work: Path) -> dict[str, Path]:
 def all_divergences(
     files: dict[str, Path],
     windows: list[list[int]],
+    calibration: list[list[int]],
     work: Path,
     threads: int | None,
     lock: MachineLock,
@@ -194,13 +228,12 @@ def all_divergences(
         del oracle
         gc.collect()
     try:
-        for dtype, kv_dtype in OURS:
+        for ours in OURS:
             with lock:
-                model = engine(files["F32"], dtype, kv_dtype, threads)
+                model = engine(files[ours.file], ours, calibration, threads)
                 if model is None:
                     continue
-                name = f"lfm-engine {dtype}" + (f", kv {kv_dtype}" if kv_dtype else "")
-                yield measure(name, partial(engine_logits, model), windows, references)
+                yield measure(ours.name, partial(engine_logits, model), windows, references)
                 del model
         for kind in PEERS:
             with lock:
@@ -219,7 +252,7 @@ def gaps(rows: Floats) -> npt.NDArray[np.float32]:
 
 def check_greedy(path: Path, dtype: str, new: int, threads: int | None) -> bool:
     """Both engines' greedy answers from one file; prints the table."""
-    model = engine(path, dtype, "", threads)
+    model = engine(path, Ours(dtype), [], threads)
     if model is None:
         return True
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -288,8 +321,9 @@ def main() -> int:
     count = -(-options.tokens // WINDOW)
     if len(ids) < count * WINDOW:
         parser.error(f"the text has {len(ids)} tokens, {count * WINDOW} are needed")
-    windows = [list(ids[i * WINDOW : (i + 1) * WINDOW]) for i in range(count)]
-    found = list(all_divergences(files, windows, options.work, options.threads, lock))
+    pieces = [list(ids[i : i + WINDOW]) for i in range(0, len(ids), WINDOW)]
+    windows, calibration = pieces[:count], pieces[count : count + CALIBRATION_WINDOWS]
+    found = list(all_divergences(files, windows, calibration, options.work, options.threads, lock))
     header = ["", "mean KL", "std. error", "99%", "max", "same best"]
     title = f"{options.model.stem}: {count * WINDOW} tokens against transformers float32"
     print(format_table(title, header, [divergence.row() for divergence in found]))

@@ -75,8 +75,11 @@ def changed_copy(name: str, folder: Path, **config: Any) -> Path:
     return copy
 
 
-def random_model(folder: Path, **changes: Any) -> Path:
-    """A folder with lfm2-base's configuration, changed, and random bfloat16 weights."""
+def random_model(folder: Path, norm_spread: float = 0.1, **changes: Any) -> Path:
+    """A folder with lfm2-base's configuration, changed, and random bfloat16 weights.
+
+    `norm_spread`: how much the weights of norms differ.
+    """
     folder.mkdir()
     options = json.loads((GOLDENS / "lfm2-base" / "config.json").read_text())
     options = {**options, "head_dim": None, **changes}
@@ -86,7 +89,7 @@ def random_model(folder: Path, **changes: Any) -> Path:
     parts, end = [], 0
     for name, shape in from_hf(options, "config.json").tensor_shapes().items():
         values = rng.standard_normal(shape, np.float32)
-        values = values * shape[-1] ** -0.5 if len(shape) > 1 else 1 + 0.1 * values
+        values = values * shape[-1] ** -0.5 if len(shape) > 1 else 1 + norm_spread * values
         parts.append((values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).tobytes())
         span = [end, end := end + len(parts[-1])]
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": span}

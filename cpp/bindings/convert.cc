@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <limits>
 
 #include "base/error.h"
@@ -57,9 +58,22 @@ std::vector<int32_t> token_ids_from_python(const py::array& ids, const char* arg
   return out;
 }
 
+PythonTensorSource::PythonTensorSource(py::object checkpoint, const PyVectors& importance)
+    : checkpoint_(std::move(checkpoint)) {
+  for (const auto& [name, values] : importance) {
+    check(values.ndim() == 1, "importance of '", name, "' must have 1 dimension");
+    std::vector<float>& copy = importance_[name];
+    for (py::ssize_t i = 0; i < values.size(); ++i) {
+      copy.push_back(values.at(i));
+      check(std::isfinite(copy.back()) && copy.back() >= 0.0f, "importance of '", name, "' holds ", copy.back());
+    }
+  }
+}
+
 TensorSource PythonTensorSource::source() {
   return {[this](const std::string& name, const std::vector<int64_t>& shape) { return get(name, shape); },
-          [this](const std::string& name) { done(name); }, [this](const std::string& name) { return packed(name); }};
+          [this](const std::string& name) { done(name); }, [this](const std::string& name) { return packed(name); },
+          importance_};
 }
 
 TensorView PythonTensorSource::get(const std::string& name, const std::vector<int64_t>& shape) {

@@ -27,11 +27,13 @@ std::vector<int32_t> token_ids_from_python(const pybind11::array& ids, const cha
 // The element type of this name; throws std::invalid_argument naming the tensor.
 DType dtype_from_name(const std::string& tensor, const std::string& name);
 
+using PyVectors = std::map<std::string, pybind11::array_t<float>>;
+
 // A TensorSource over a checkpoint.Checkpoint: its packed(name), tensor(name, shape) and release(name).
 // Takes the GIL where it calls Python; keeps the arrays alive until they were copied.
 class PythonTensorSource {
  public:
-  explicit PythonTensorSource(pybind11::object checkpoint) : checkpoint_(std::move(checkpoint)) {}
+  PythonTensorSource(pybind11::object checkpoint, const PyVectors& importance);
   TensorSource source();
 
  private:
@@ -40,13 +42,13 @@ class PythonTensorSource {
   std::optional<PackedWeights> packed(const std::string& name);
 
   pybind11::object checkpoint_;
+  std::map<std::string, std::vector<float>> importance_;
   std::map<std::string, pybind11::array> alive_;
 };
 
 // What a packed file holds of a model. Each part is a read-only array over the model's own memory.
 using PyMatrix = std::tuple<std::string, std::string, std::pair<int64_t, int64_t>,
                             std::vector<pybind11::array_t<uint8_t>>>;  // name, layout, (rows, columns), parts
-using PyVectors = std::map<std::string, pybind11::array_t<float>>;
 std::pair<std::vector<PyMatrix>, PyVectors> weights_to_python(const ModelConfig& config, const ModelWeights& weights);
 
 // A read-only array over memory that `owner` keeps alive.

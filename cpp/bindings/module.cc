@@ -67,12 +67,13 @@ std::optional<KvType> kv_type_from_name(const std::string& name) {
 }
 
 std::shared_ptr<Model> make_model(const py::object& config, const py::object& checkpoint, const std::string& dtype,
-                                  const std::string& device, int num_threads, const std::string& kv_dtype) {
+                                  const std::string& device, int num_threads, const std::string& kv_dtype,
+                                  const PyVectors& importance) {
   require_device(device);
   const ComputeType type = compute_type_from_name(dtype);
   const std::optional<KvType> kv_type = kv_type_from_name(kv_dtype);
   ModelConfig c = config_from_python(config);
-  PythonTensorSource source(checkpoint);
+  PythonTensorSource source(checkpoint, importance);
   const py::gil_scoped_release release;
   return std::make_shared<Model>(std::move(c), source.source(), type, num_threads, kv_type);
 }
@@ -119,6 +120,21 @@ py::array_t<float> forward_batch(const Model& model, const std::vector<PyState*>
     model.forward(inputs, data, ws);
   }
   return logits;
+}
+
+PyVectors input_mean_squares(const Model& model, const std::vector<py::array>& ids) {
+  std::vector<std::vector<int32_t>> sequences;
+  for (const py::array& row : ids) sequences.push_back(token_ids_from_python(row, "input_ids"));
+  std::map<std::string, std::vector<float>> means;
+  {
+    const py::gil_scoped_release release;
+    means = model.input_mean_squares(sequences, check_signals);
+  }
+  PyVectors out;
+  for (const auto& [name, values] : means) {
+    out.emplace(name, py::array_t<float>(static_cast<py::ssize_t>(values.size()), values.data()));
+  }
+  return out;
 }
 
 std::vector<int32_t> eos_from_python(const std::vector<int64_t>& ids, int64_t vocab) {
@@ -263,7 +279,7 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<Model, std::shared_ptr<Model>>(m, "Model", "Immutable weights and the forward pass.")
       .def(py::init(&make_model), py::arg("config"), py::arg("checkpoint"), py::arg("dtype"), py::arg("device") = "cpu",
-           py::arg("num_threads") = 0, py::arg("kv_dtype") = "auto",
+           py::arg("num_threads") = 0, py::arg("kv_dtype") = "auto", py::arg("importance") = PyVectors(),
            "config: checkpoint.ModelConfig; checkpoint: a checkpoint.Checkpoint; dtype: 'float32', 'bfloat16', 'int8' "
            "or 'int4'; num_threads: 0 takes the physical cores that this process may use; kv_dtype: type of K and V in "
            "states, 'float32', 'bfloat16', 'int8' or 'auto' (float32 for float32 weights, else bfloat16).")
@@ -280,6 +296,9 @@ PYBIND11_MODULE(_core, m) {
           "export_weights", [](const Model& s) { return weights_to_python(s.config(), s.weights()); },
           "What a packed file holds: a list of matrices (name, layout, (rows, columns), parts as uint8 arrays over the "
           "model's own memory) and a dictionary of small float32 tensors. int8 and int4 only.")
+      .def("input_mean_squares", &input_mean_squares, py::arg("input_ids"),
+           "The mean square of each input of each linear layer over all tokens of the sequences [n], by name; float32 "
+           "models only. What a model in 'int4' can be given as `importance`.")
       .def("new_state", [](const Model& s) { return std::make_unique<PyState>(s.new_state()); })
       .def("forward", &forward, py::arg("state"), py::arg("input_ids"), py::arg("logits") = "all",
            py::arg("chunk") = kChunk, py::arg("out").noconvert() = py::none(),

@@ -43,6 +43,17 @@ void Linear::add_bias(float* y, int64_t rows) const {
   });
 }
 
+// Each input's squares are summed in the order of rows, so that the sums do not depend on the threads.
+void Linear::add_squares(const float* x, int64_t rows, InputSquares& squares) const {
+  std::vector<double>& sums = squares[this];
+  sums.resize(static_cast<size_t>(in_features_));
+  parallel_ranges(in_features_, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t m = 0; m < rows; ++m) {
+      for (int64_t i = begin; i < end; ++i) sums[i] += double{x[m * in_features_ + i]} * x[m * in_features_ + i];
+    }
+  });
+}
+
 void Linear::forward(const float* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const {
   if (rows == 0) return;
   const void* input = x;
@@ -51,6 +62,7 @@ void Linear::forward(const float* x, int64_t rows, float* y, bool accumulate, Li
     parallel_for(rows, [&](int64_t m) { convert_row(x + m * in_features_, m, rows, activations); });
     input = activations;
   }
+  if (scratch.squares != nullptr) add_squares(x, rows, *scratch.squares);
   multiply(input, rows, y, accumulate, scratch);
   add_bias(y, rows);
 }
@@ -66,6 +78,9 @@ const void* Linear::convert(const RowSource& x, int64_t rows, LinearScratch& scr
     x(m, row);
     convert_row(row, m, rows, input);
   });
+  if (scratch.squares != nullptr && bytes == 0) {
+    add_squares(reinterpret_cast<const float*>(input), rows, *scratch.squares);
+  }
   return input;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -28,12 +29,18 @@ ComputeType compute_type_from_name(std::string_view name);  // throws std::inval
 // never exists: writes row m of x to out[in_features]. Called from several threads at once; must not throw.
 using RowSource = FunctionRef<void(int64_t m, float* out)>;
 
+class Linear;
+
+// Of each layer that ran: the sum of squares of each of its inputs.
+using InputSquares = std::map<const Linear*, std::vector<double>>;
+
 // Memory that a forward pass reuses from layer to layer; one per caller.
 struct LinearScratch {
-  Buffer<float> rows;             // [threads, in_features]
-  Buffer<std::byte> activations;  // x in the type of the product
-  Buffer<float> tiles;            // [threads, ...]: products that are not written as they are
-  Buffer<std::byte> pad;          // oneDNN's scratchpad
+  Buffer<float> rows;               // [threads, in_features]
+  Buffer<std::byte> activations;    // x in the type of the product
+  Buffer<float> tiles;              // [threads, ...]: products that are not written as they are
+  Buffer<std::byte> pad;            // oneDNN's scratchpad
+  InputSquares* squares = nullptr;  // where float32 layers add their inputs' squares, if anywhere
 };
 
 // Packed weights as memory: what a packed file stores and a Linear can be made from again.
@@ -94,6 +101,7 @@ class Linear {
  private:
   const void* convert(const RowSource& x, int64_t rows, LinearScratch& scratch) const;
   void add_bias(float* y, int64_t rows) const;
+  void add_squares(const float* x, int64_t rows, InputSquares& squares) const;
 
   int64_t in_features_, out_features_;
   std::vector<float> bias_;

@@ -178,4 +178,26 @@ void Model::prefill(const SequenceInput& input, float* logits, Workspace& ws, in
   }
 }
 
+std::map<std::string, std::vector<float>> Model::input_mean_squares(std::span<const std::vector<int32_t>> sequences,
+                                                                    const std::function<void()>& after_chunk) const {
+  check(type_ == ComputeType::f32, "inputs are measured in float32, not ", compute_type_name(type_));
+  constexpr int64_t kChunk = 256;
+  InputSquares squares;
+  Workspace ws;
+  ws.linear.squares = &squares;
+  size_t tokens = 0;
+  for (const std::vector<int32_t>& sequence : sequences) {
+    SequenceState state = new_state();
+    prefill({&state, sequence, LogitsFor::none}, nullptr, ws, kChunk, after_chunk);
+    tokens += sequence.size();
+  }
+  std::map<std::string, std::vector<float>> means;
+  for (const auto& [name, linear] : named_linears(config_, weights_)) {
+    for (const double sum : squares[linear]) {
+      means[name].push_back(static_cast<float>(sum / static_cast<double>(tokens)));
+    }
+  }
+  return means;
+}
+
 }  // namespace lfm

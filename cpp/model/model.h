@@ -61,6 +61,11 @@ class Model {
   void prefill(const SequenceInput& input, float* logits, Workspace& ws, int64_t chunk,
                const std::function<void()>& after_chunk) const;
 
+  // The mean square of each input of each linear layer over all tokens, by the layers' names: what int4 weights can be
+  // weighted with (TensorSource::importance). For f32 weights only. after_chunk: as in prefill.
+  std::map<std::string, std::vector<float>> input_mean_squares(std::span<const std::vector<int32_t>> sequences,
+                                                               const std::function<void()>& after_chunk) const;
+
  private:
   void run_layers(const LayerContext& ctx) const;
   void write_logits(const LayerContext& ctx, std::span<const SequenceInput> inputs, float* logits) const;

@@ -114,7 +114,9 @@ class Loader {
       TensorView& view = views.emplace_back(get(part.name, {part.rows, cols}));
       view.int8_at_least = view.int8_at_least || (int8_at_least && !is_quantized(view.dtype));
     }
-    linear = make_linear(views, type_, isa_);
+    const auto importance = source_.importance.find(name);
+    const bool given = importance != source_.importance.end();
+    linear = make_linear(views, type_, isa_, given ? importance->second : std::vector<float>());
     for (const Part& part : parts) done(part.name);
   }
 
@@ -181,6 +183,20 @@ class Exporter {
   const WeightSink& sink_;
 };
 
+// ---- listing -----------------------------------------------------------------------------------------------------
+
+struct Lister {
+  std::map<std::string, const Linear*>& linears;
+
+  void matrix(const std::string& name, const std::vector<Part>&, int64_t, const std::unique_ptr<Linear>& linear) const {
+    linears[name] = linear.get();
+  }
+  void embedding(const std::string&, int64_t, int64_t, const std::unique_ptr<Linear>&) const {}
+  void vector(const std::string&, const std::vector<int64_t>&, const std::vector<float>&) const {}
+  void taps(const std::string&, int64_t, int64_t, const std::vector<float>&) const {}
+  void bias(const std::string&, const Linear&) const {}
+};
+
 size_t bytes_of(const std::unique_ptr<Linear>& linear) { return linear ? linear->nbytes() : 0; }
 
 }  // namespace
@@ -210,6 +226,12 @@ ModelWeights load_weights(const ModelConfig& config, const TensorSource& source,
   }
   visit_weights(config, w, Loader(source, type, isa));
   return w;
+}
+
+std::map<std::string, const Linear*> named_linears(const ModelConfig& config, const ModelWeights& weights) {
+  std::map<std::string, const Linear*> linears;
+  visit_weights(config, weights, Lister{linears});
+  return linears;
 }
 
 void export_weights(const ModelConfig& config, const ModelWeights& weights, const WeightSink& sink) {

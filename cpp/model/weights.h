@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -51,10 +52,15 @@ struct TensorSource {
   // The matrix `name` as export_weights gave it, to be used in place; nullopt, or an empty function, where there is
   // none.
   std::function<std::optional<PackedWeights>(const std::string& name)> packed = {};
+  // By the same names: how much each input matters to the error of int4 weights; see make_linear.
+  std::map<std::string, std::vector<float>> importance = {};
 };
 
 // Reads and packs every tensor. Throws std::invalid_argument naming a tensor that is missing, misshapen or not finite.
 ModelWeights load_weights(const ModelConfig& config, const TensorSource& source, ComputeType type, Isa isa);
+
+// The layers by name, without embedding and output head.
+std::map<std::string, const Linear*> named_linears(const ModelConfig& config, const ModelWeights& weights);
 
 // Takes a model's weights apart: matrices as they lie in memory, named as their tensors (fused ones: "qkv_proj",
 // "w13"), and the small tensors in the shapes that TensorSource::get is asked for.

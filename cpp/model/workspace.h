@@ -39,7 +39,11 @@ struct Workspace {
   // milliseconds to have them again for the next prompt.
   void ensure(const ModelConfig& c, int64_t tokens) {
     const auto n = static_cast<size_t>(tokens);
-    if (hidden.size() > 8 * n * c.hidden_size) *this = Workspace();
+    if (hidden.size() > 8 * n * c.hidden_size) {
+      InputSquares* const squares = linear.squares;  // not memory
+      *this = Workspace();
+      linear.squares = squares;
+    }
     hidden.ensure(n * c.hidden_size);
     projected.ensure(n * std::max(3 * c.hidden_size, c.query_width() + 2 * c.kv_width()));
     mixed.ensure(n * std::max(c.hidden_size, c.query_width()));

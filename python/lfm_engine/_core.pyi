@@ -76,6 +76,9 @@ class Model:
         device: str = "cpu",
         num_threads: typing.SupportsInt | typing.SupportsIndex = 0,
         kv_dtype: str = "auto",
+        importance: collections.abc.Mapping[
+            str, typing.Annotated[numpy.typing.ArrayLike, numpy.float32]
+        ] = {},
     ) -> None:
         """
         config: checkpoint.ModelConfig; checkpoint: a checkpoint.Checkpoint; dtype: 'float32', 'bfloat16', 'int8' or 'int4'; num_threads: 0 takes the physical cores that this process may use; kv_dtype: type of K and V in states, 'float32', 'bfloat16', 'int8' or 'auto' (float32 for float32 weights, else bfloat16).
@@ -107,6 +110,12 @@ class Model:
     ) -> numpy.typing.NDArray[numpy.float32]:
         """
         One packed step of several sequences, without padding; returns the last logits of each, [batch, vocab].
+        """
+    def input_mean_squares(
+        self, input_ids: collections.abc.Sequence[numpy.ndarray]
+    ) -> dict[str, numpy.typing.NDArray[numpy.float32]]:
+        """
+        The mean square of each input of each linear layer over all tokens of the sequences [n], by name; float32 models only. What a model in 'int4' can be given as `importance`.
         """
     def new_state(self) -> State: ...
     @property

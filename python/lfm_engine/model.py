@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from .calibration import Importance, measure_importance
 from .chat import ToolRun, chat, run_tools
 from .chat_template import Message
 from .checkpoint import (
@@ -28,6 +29,7 @@ from .generate import GenerateOutput, end_ids, run_requests
 from .generation import GenerationConfig
 from .inputs import read_prompts
 from .response_format import make_constraints
+from .tokenizer import AutoTokenizer
 
 __all__ = ["AutoModelForCausalLM", "CausalLM", "CausalLMOutput", "GenerateOutput"]
 
@@ -411,6 +413,7 @@ class AutoModelForCausalLM:
         gguf_file: str | None = None,
         progress: bool | None = None,
         verify: bool = False,
+        calibration: Sequence[Any] | None = None,
     ) -> CausalLM:
         """Load a checkpoint.
 
@@ -431,6 +434,9 @@ class AutoModelForCausalLM:
             progress: show a progress bar; None for terminals and models that take a moment.
             verify: read all of a packed file first and compare it with its checksums; without, a
                 file that was damaged after its first pages gives wrong tokens.
+            calibration: for dtype="int4" and float checkpoints: texts, or lists of token ids, like
+                those that the model is for (10,000 tokens are plenty). They run through the model
+                in float32 first, and weights are rounded with more care where inputs are large.
 
         Raises:
             OSError: not found, or no network; one line that names what was asked for.
@@ -457,6 +463,23 @@ class AutoModelForCausalLM:
                 )
             if verify:
                 checkpoint.verify()
+            importance: Importance = {}
+            if calibration is not None:
+                if name != "int4":
+                    raise ValueError(f"calibration is for dtype='int4', not {name!r}")
+                importance = measure_importance(
+                    checkpoint,
+                    calibration,
+                    lambda: AutoTokenizer.from_pretrained(
+                        path,
+                        revision=revision,
+                        cache_dir=cache_dir,
+                        local_files_only=local_files_only,
+                        token=token,
+                        gguf_file=gguf_file,
+                    ),
+                    num_threads or 0,
+                )
             checkpoint.will_be_used()
             with _WithProgress(checkpoint, name, progress) as source:
                 try:
@@ -467,6 +490,7 @@ class AutoModelForCausalLM:
                         device,
                         num_threads or 0,
                         str(kv_dtype).removeprefix("torch."),
+                        importance,
                     )
                 except ValueError as error:
                     # The core knows tensors, not files.
