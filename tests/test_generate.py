@@ -295,10 +295,7 @@ def test_the_checkpoints_generation_config_is_the_default(model: CausalLM, base:
 def test_options_that_do_not_exist_name_themselves(model: CausalLM, base: Golden) -> None:
     for option, value in (
         ("num_beams", 4),
-        ("num_return_sequences", 2),
-        ("no_repeat_ngram_size", 3),
-        ("logits_processor", [print]),
-        ("output_scores", True),
+        ("output_hidden_states", True),
         ("use_cache", False),
     ):
         with pytest.raises(ValueError, match=f"{option}=.* is not supported"):

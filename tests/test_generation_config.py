@@ -58,6 +58,31 @@ def test_defaults_are_those_of_transformers() -> None:
         ("stop_strings", ["a", 3]),
         ("stop_strings", 3),
         ("return_dict_in_generate", None.__class__),
+        ("output_scores", 1),
+        ("min_length", -1),
+        ("max_time", 0),
+        ("max_time", "soon"),
+        ("typical_p", 0),
+        ("typical_p", 1.5),
+        ("epsilon_cutoff", 1),
+        ("eta_cutoff", -0.1),
+        ("no_repeat_ngram_size", -1),
+        ("num_return_sequences", 0),
+        ("bad_words_ids", [1, 2]),
+        ("bad_words_ids", [[]]),
+        ("bad_words_ids", "ab"),
+        ("sequence_bias", {(): 1.0}),
+        ("sequence_bias", {(1,): float("nan")}),
+        ("sequence_bias", {(1,): "a"}),
+        ("sequence_bias", [[[1]]]),
+        ("sequence_bias", 3),
+        ("suppress_tokens", 5),
+        ("suppress_tokens", [-1]),
+        ("begin_suppress_tokens", ["a"]),
+        ("forced_eos_token_id", -1),
+        ("exponential_decay_length_penalty", 3),
+        ("exponential_decay_length_penalty", (3, 0)),
+        ("exponential_decay_length_penalty", (-1, 1.5)),
     ],
 )
 def test_wrong_values_are_named(name: str, value: Any) -> None:
@@ -88,15 +113,12 @@ def test_numpy_values_become_plain() -> None:
     [
         ("num_beams", 4),
         ("num_beams", True),
-        ("num_return_sequences", 2),
-        ("no_repeat_ngram_size", 3),
-        ("typical_p", 0.9),
-        ("output_scores", True),
         ("use_cache", False),
-        ("min_length", 5),
-        ("suppress_tokens", [1]),
         ("assistant_model", object()),
-        ("logits_processor", [print]),
+        ("output_hidden_states", True),
+        ("output_attentions", True),
+        ("guidance_scale", 1.5),
+        ("top_h", 0.5),
     ],
 )
 def test_options_of_transformers_that_are_missing(name: str, value: Any) -> None:
@@ -109,6 +131,18 @@ def test_neutral_and_unknown_options() -> None:
     GenerationConfig(transformers_version="5.18.0", _from_model_config=True, suppress_tokens=[])
     with pytest.raises(TypeError, match="'temprature'"):
         GenerationConfig(temprature=1.0)
+
+
+def test_forms_of_sequence_bias() -> None:
+    expected = [([3], 1.5), ([4, 5], float("-inf"))]
+    for given in (
+        {(3,): 1.5, (4, 5): float("-inf")},
+        [[[3], 1.5], [[4, 5], float("-inf")]],
+        expected,
+    ):
+        config = GenerationConfig(sequence_bias=given)
+        assert config.sequence_bias == expected
+        assert GenerationConfig(**config.to_dict()) == config
 
 
 def test_update_is_all_or_nothing() -> None:

@@ -6,42 +6,50 @@
 #include <string>
 
 #include "bench.h"
+#include "runtime/processors.h"
 
 namespace lfm::bench {
 namespace {
 
 constexpr int64_t kVocab = 65536;
 
-void sample(benchmark::State& state, const SamplingParams& params) {
+struct Settings {
+  SamplingParams sampling;
+  ProcessorParams processors;
+};
+
+void sample(benchmark::State& state, const Settings& settings) {
   // As of a model: a few likely tokens (standard deviation 2.5, and a peak).
   std::vector<float> logits = normals(kVocab, 2.5f), work(logits.size());
   logits[4711] += 8.0f;
   std::vector<int32_t> history(512);
   std::iota(history.begin(), history.end(), 1000);
-  Sampler sampler(params);
+  Sampler sampler(settings.sampling);
+  LogitsProcessors processors(settings.processors);
   for (auto _ : state) {
-    // The sampler changes its logits; the copy is counted (256 KiB from cache).
+    // Processors change the logits; the copy is counted (256 KiB from cache).
     std::memcpy(work.data(), logits.data(), work.size() * sizeof(float));
-    benchmark::DoNotOptimize(sampler.sample(work, history, {}));
+    processors.apply(work, {history, static_cast<int64_t>(history.size()), false, {}, nullptr});
+    benchmark::DoNotOptimize(sampler.sample(work, history.size()));
   }
   state.SetBytesProcessed(state.iterations() * kVocab * static_cast<int64_t>(sizeof(float)));
   state.SetItemsProcessed(state.iterations() * kVocab);
 }
 
-SamplingParams drawing(float temperature, int64_t top_k, float top_p, float min_p, float penalty) {
-  SamplingParams p;
-  p.do_sample = true;
-  p.temperature = temperature;
-  p.top_k = top_k;
-  p.top_p = top_p;
-  p.min_p = min_p;
-  p.repetition_penalty = penalty;
-  p.seed = 1;
-  return p;
+Settings drawing(float temperature, int64_t top_k, float top_p, float min_p, float penalty) {
+  Settings s;
+  s.sampling.do_sample = true;
+  s.sampling.temperature = temperature;
+  s.sampling.top_k = top_k;
+  s.sampling.top_p = top_p;
+  s.sampling.min_p = min_p;
+  s.sampling.seed = 1;
+  s.processors.repetition_penalty = penalty;
+  return s;
 }
 
 const bool registered = [] {
-  const std::pair<const char*, SamplingParams> cases[] = {
+  const std::pair<const char*, Settings> cases[] = {
       {"greedy", {}},
       {"all", drawing(1.0f, 0, 1.0f, 0.0f, 1.0f)},
       {"top_k_50", drawing(1.0f, 50, 1.0f, 0.0f, 1.0f)},
@@ -51,7 +59,7 @@ const bool registered = [] {
       {"lfm2.5", drawing(0.1f, 50, 1.0f, 0.0f, 1.05f)},
   };
   for (const auto& [name, params] : cases) {
-    const SamplingParams p = params;
+    const Settings p = params;
     benchmark::RegisterBenchmark((std::string("sampler/") + name).c_str(), [p](benchmark::State& s) { sample(s, p); })
         ->UseRealTime()
         ->Unit(benchmark::kMicrosecond);

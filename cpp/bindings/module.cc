@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <atomic>
 #include <map>
@@ -14,6 +15,7 @@
 #include "base/file_map.h"
 #include "base/parallel.h"
 #include "bindings/convert.h"
+#include "bindings/processors.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/roofline.h"
 #include "runtime/scheduler.h"
@@ -48,6 +50,7 @@ struct PyScheduler {
   std::shared_ptr<Model> model;
   Scheduler scheduler;
   std::map<int64_t, py::array> masks;  // keeps alive what the scheduler reads
+  std::shared_ptr<CallbackErrors> errors = std::make_shared<CallbackErrors>();
   std::atomic<bool> busy{false};
 };
 
@@ -146,13 +149,14 @@ std::vector<int32_t> eos_from_python(const std::vector<int64_t>& ids, int64_t vo
   return out;
 }
 
-int64_t add_request(PyScheduler& s, const py::array& prompt, int64_t max_new_tokens, int64_t min_new_tokens,
-                    const std::vector<int64_t>& eos, bool do_sample, float temperature, int64_t top_k, float top_p,
-                    float min_p, float repetition_penalty, uint64_t seed, uint64_t stream) {
+int64_t add_request(PyScheduler& s, const py::array& prompt, int64_t max_new_tokens, const std::vector<int64_t>& eos,
+                    bool do_sample, float temperature, int64_t top_k, float top_p, float min_p, float typical_p,
+                    float epsilon_cutoff, float eta_cutoff, uint64_t seed, uint64_t stream,
+                    const std::optional<ProcessorParams>& processors) {
   RequestParams params;
-  params.sampling = {do_sample, temperature, top_k, top_p, min_p, repetition_penalty, seed, stream};
+  params.sampling = {do_sample, temperature, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff, seed, stream};
+  if (processors) params.processors = *processors;
   params.max_new_tokens = max_new_tokens;
-  params.min_new_tokens = min_new_tokens;
   params.eos_token_ids = eos_from_python(eos, s.model->config().vocab_size);
   const Exclusive guard(s.busy, "the scheduler");
   return s.scheduler.add(token_ids_from_python(prompt, "input_ids"), params);
@@ -202,6 +206,22 @@ void set_mask(PyScheduler& s, int64_t request, const std::optional<py::array>& m
         "mask must be a contiguous uint32 array of at least ", words, " words, one bit per token");
   s.scheduler.set_mask(request, static_cast<const uint32_t*>(mask->data()));
   s.masks[request] = *mask;
+}
+
+using PyHook = py::typing::Callable<void(py::array_t<float>)>;
+
+void set_hook(PyScheduler& s, int64_t request, const std::string& stage, const std::optional<PyHook>& hook) {
+  const Exclusive guard(s.busy, "the scheduler");
+  s.scheduler.set_hook(request, logits_stage_from_name(stage),
+                       hook ? make_logits_hook(*hook, request, s.errors) : LogitsHook());
+}
+
+py::object take_error(PyScheduler& s, int64_t request) {
+  const auto found = s.errors->find(request);
+  if (found == s.errors->end()) return py::none();
+  py::object error = std::move(found->second);
+  s.errors->erase(found);
+  return error;
 }
 
 std::shared_ptr<FileMap> map_file(int fd) {
@@ -307,12 +327,14 @@ PYBIND11_MODULE(_core, m) {
       .def("forward_batch", &forward_batch, py::arg("states"), py::arg("input_ids"),
            "One packed step of several sequences, without padding; returns the last logits of each, [batch, vocab].");
 
+  bind_processors(m);
   py::class_<PyScheduler>(m, "Scheduler", "Continuous batching over one model; requests join and leave at any step.")
       .def(py::init<std::shared_ptr<Model>, int64_t>(), py::arg("model"), py::arg("prefill_chunk") = kChunk)
       .def("add", &add_request, py::arg("input_ids"), py::kw_only(), py::arg("max_new_tokens"),
-           py::arg("min_new_tokens") = 0, py::arg("eos_token_ids") = std::vector<int64_t>(),
-           py::arg("do_sample") = false, py::arg("temperature") = 1.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f,
-           py::arg("min_p") = 0.0f, py::arg("repetition_penalty") = 1.0f, py::arg("seed") = 0, py::arg("stream") = 0,
+           py::arg("eos_token_ids") = std::vector<int64_t>(), py::arg("do_sample") = false,
+           py::arg("temperature") = 1.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f,
+           py::arg("typical_p") = 1.0f, py::arg("epsilon_cutoff") = 0.0f, py::arg("eta_cutoff") = 0.0f,
+           py::arg("seed") = 0, py::arg("stream") = 0, py::arg("processors") = py::none(),
            "Adds a request and returns its id.")
       .def(
           "cancel",
@@ -328,6 +350,19 @@ PYBIND11_MODULE(_core, m) {
       .def("set_mask", &set_mask, py::arg("request"), py::arg("mask").none(true),
            "Only tokens whose bit is set can be sampled from now on; None: any. uint32 [ceil(vocab / 32)], low bit "
            "first; not copied, read at each step.")
+      .def("set_hook", &set_hook, py::arg("request"), py::arg("stage"), py::arg("hook").none(true),
+           "Calls hook(row) for each token of this request that is sampled, with float32 [1, vocab] over the logits "
+           "themselves: 'raw' (the model's), 'processed' (before temperature and what follows) or 'scores' (what the "
+           "token was chosen from). Changes in place count in the first two. If it raises, the request ends.")
+      .def(
+          "set_normalize_scores",
+          [](PyScheduler& s, int64_t request, bool normalize) {
+            const Exclusive guard(s.busy, "the scheduler");
+            s.scheduler.set_normalize_scores(request, normalize);
+          },
+          py::arg("request"), py::arg("normalize"), "Whether the 'scores' of a request are log-probabilities.")
+      .def("take_error", &take_error, py::arg("request"),
+           "The exception that a hook of this request raised, once; None if there is none.")
       .def_property_readonly("idle", [](const PyScheduler& s) { return s.scheduler.idle(); })
       .def("step", &step,
            "One forward pass; returns (request, token, finish) with finish '', 'stop', 'length' or 'error: ...' (token "

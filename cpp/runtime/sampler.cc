@@ -1,6 +1,7 @@
 #include "runtime/sampler.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -16,36 +17,87 @@ bool more_probable(const Candidate& a, const Candidate& b) {
   return a.probability != b.probability ? a.probability > b.probability : a.token < b.token;
 }
 
-void apply_mask(std::span<float> logits, const uint32_t* mask) {
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if ((mask[i / 32] >> (i % 32) & 1) == 0) logits[i] = kMinusInf;
-  }
-}
-
 }  // namespace
 
 void SamplingParams::validate() const {
-  check(std::isfinite(repetition_penalty) && repetition_penalty > 0, "repetition_penalty must be > 0, not ",
-        repetition_penalty);
   if (!do_sample) return;
   check(std::isfinite(temperature) && temperature > 0, "temperature must be > 0, not ", temperature);
   check(top_k >= 0, "top_k must be >= 0, not ", top_k);
   check(top_p > 0 && top_p <= 1, "top_p must be in (0, 1], not ", top_p);
   check(min_p >= 0 && min_p <= 1, "min_p must be in [0, 1], not ", min_p);
+  check(typical_p > 0 && typical_p <= 1, "typical_p must be in (0, 1], not ", typical_p);
+  check(epsilon_cutoff >= 0 && epsilon_cutoff < 1, "epsilon_cutoff must be in [0, 1), not ", epsilon_cutoff);
+  check(eta_cutoff >= 0 && eta_cutoff < 1, "eta_cutoff must be in [0, 1), not ", eta_cutoff);
 }
 
-void Sampler::penalize(std::span<float> logits, std::span<const int32_t> history) {
-  if (params_.repetition_penalty == 1.0f) return;
-  seen_.assign(history.begin(), history.end());
-  std::sort(seen_.begin(), seen_.end());
-  seen_.erase(std::unique(seen_.begin(), seen_.end()), seen_.end());
-  for (const int32_t token : seen_) {
-    float& logit = logits[token];
-    logit = logit < 0 ? logit * params_.repetition_penalty : logit / params_.repetition_penalty;
+bool SamplingParams::keeps_all(size_t vocab) const {
+  return (top_k == 0 || top_k >= static_cast<int64_t>(vocab)) && top_p == 1.0f && min_p == 0.0f && typical_p == 1.0f &&
+         epsilon_cutoff == 0.0f && eta_cutoff == 0.0f;
+}
+
+void Sampler::normalize_candidates() {
+  double total = 0;
+  for (const Candidate& c : candidates_) total += c.probability;
+  for (Candidate& c : candidates_) c.probability = static_cast<float>(c.probability / total);
+}
+
+// Keeps the candidates whose information is closest to the expected one and that together reach typical_p.
+void Sampler::keep_typical() {
+  double entropy = 0;
+  for (const Candidate& c : candidates_) {
+    if (c.probability > 0) entropy -= c.probability * std::log(double{c.probability});
+  }
+  const auto distance = [&](const Candidate& c) { return std::fabs(-std::log(double{c.probability}) - entropy); };
+  std::vector<Candidate> nearest = candidates_;
+  std::stable_sort(nearest.begin(), nearest.end(),
+                   [&](const Candidate& a, const Candidate& b) { return distance(a) < distance(b); });
+  double mass = 0;
+  size_t last = 0;
+  while (last < nearest.size() && (mass += nearest[last].probability) < params_.typical_p) ++last;
+  if (last >= nearest.size()) return;
+  const double farthest = distance(nearest[last]);
+  std::erase_if(candidates_, [&](const Candidate& c) { return distance(c) > farthest; });
+  normalize_candidates();
+}
+
+// epsilon_cutoff, then eta_cutoff; the most probable stay in any case.
+void Sampler::drop_improbable() {
+  const auto drop_below = [&](double least) {
+    const float most = candidates_[0].probability;
+    std::erase_if(candidates_, [&](const Candidate& c) { return c.probability < least && c.probability < most; });
+    normalize_candidates();
+  };
+  if (params_.epsilon_cutoff > 0) drop_below(params_.epsilon_cutoff);
+  if (params_.eta_cutoff > 0) {
+    double entropy = 0;
+    for (const Candidate& c : candidates_) {
+      if (c.probability > 0) entropy -= c.probability * std::log(double{c.probability});
+    }
+    const double eta = params_.eta_cutoff;
+    drop_below(std::min(eta, std::sqrt(eta) * std::exp(-entropy)));
   }
 }
 
-const std::vector<Candidate>& Sampler::candidates(std::span<float> logits) {
+// Positive floats are in the order of their bits, whose first twelve make the buckets of weights up to 1.
+uint32_t Sampler::bucket_of(const Candidate& c) { return std::bit_cast<uint32_t>(c.probability) >> 20; }
+
+// The bucket in which the most probable candidates come to more than `mass` together, or the last one that holds any:
+// so that few are left to sort.
+Sampler::Cut Sampler::cut_at(double mass) const {
+  std::vector<double> buckets(bucket_of({0, 1.0f}) + 1);
+  for (const Candidate& c : candidates_) buckets[bucket_of(c)] += c.probability;
+  Cut cut = {0, 0.0};
+  double found = 0;
+  for (auto b = static_cast<uint32_t>(buckets.size()); b-- > 0 && found <= mass;) {
+    if (buckets[b] == 0) continue;
+    cut = {b, found};
+    found += buckets[b];
+  }
+  return cut;
+}
+
+// Fills candidates_ with the tokens that top-k leaves and their weights relative to the best; returns their sum.
+double Sampler::weigh(std::span<const float> logits) {
   const auto vocab = static_cast<int64_t>(logits.size());
   const float inverse = 1.0f / params_.temperature;
   candidates_.clear();
@@ -68,7 +120,6 @@ const std::vector<Candidate>& Sampler::candidates(std::span<float> logits) {
       if (logits[i] != kMinusInf) candidates_.push_back({static_cast<int32_t>(i), logits[i]});
     }
   }
-  if (candidates_.empty()) return candidates_;
   float max = kMinusInf;
   for (const Candidate& c : candidates_) max = std::max(max, c.probability);
   double total = 0;
@@ -76,10 +127,21 @@ const std::vector<Candidate>& Sampler::candidates(std::span<float> logits) {
     c.probability = std::exp((c.probability - max) * inverse);  // relative to the best: its weight is 1
     total += c.probability;
   }
+  return total;
+}
+
+const std::vector<Candidate>& Sampler::candidates(std::span<const float> logits) {
+  const double total = weigh(logits);
+  if (candidates_.empty()) return candidates_;
   if (params_.min_p > 0) {
     // min_p compares with the best after top-p; weights relative to the best do not change by then, so it commutes with
     // top-p's cut except for the mass that top-p counts, which is kept in `total`.
     std::erase_if(candidates_, [&](const Candidate& c) { return c.probability < params_.min_p; });
+  }
+  if (params_.top_p < 1.0f) {
+    // A little more, for sums in another order.
+    const Cut cut = cut_at(params_.top_p * total * (1 + 1e-9));
+    std::erase_if(candidates_, [&](const Candidate& c) { return bucket_of(c) < cut.bucket; });
   }
   std::sort(candidates_.begin(), candidates_.end(), more_probable);
   if (params_.top_p < 1.0f) {
@@ -89,33 +151,61 @@ const std::vector<Candidate>& Sampler::candidates(std::span<float> logits) {
       mass += candidates_[keep++].probability;
     candidates_.resize(keep);
   }
-  total = 0;
-  for (const Candidate& c : candidates_) total += c.probability;
-  for (Candidate& c : candidates_) c.probability = static_cast<float>(c.probability / total);
+  normalize_candidates();
+  if (params_.typical_p < 1.0f) keep_typical();
+  drop_improbable();
   return candidates_;
 }
 
-int32_t Sampler::sample(std::span<float> logits, std::span<const int32_t> history, std::span<const int32_t> suppressed,
-                        const uint32_t* mask) {
-  bool nan = false;
-  for (const float logit : logits) nan |= std::isnan(logit);
+int32_t Sampler::sample(std::span<const float> logits, uint64_t position) {
+  bool nan = false, infinite = false;
+  for (const float logit : logits) {
+    nan |= std::isnan(logit);
+    infinite |= logit == -kMinusInf;
+  }
   if (nan) throw std::runtime_error("the model gave NaN logits");
-  penalize(logits, history);
-  for (const int32_t token : suppressed) logits[token] = kMinusInf;
-  if (mask != nullptr) apply_mask(logits, mask);
+  if (infinite) throw std::runtime_error("a logit is infinite");
   if (!params_.do_sample) {
     const auto best = std::max_element(logits.begin(), logits.end());
     if (!std::isfinite(*best)) throw std::runtime_error("no token has a finite logit");
     return static_cast<int32_t>(best - logits.begin());
   }
-  const std::vector<Candidate>& all = candidates(logits);
-  if (all.empty() || !std::isfinite(all[0].probability)) throw std::runtime_error("no token has a finite logit");
-  double left = uniform(params_.seed, params_.stream, history.size());
-  for (const Candidate& c : all) {
+  double left = uniform(params_.seed, params_.stream, position);
+  if (params_.keeps_all(logits.size())) {
+    // The draw falls into one bucket: only that one needs an order.
+    left *= weigh(logits);
+    const Cut cut = cut_at(left);
+    left -= cut.above;
+    std::erase_if(candidates_, [&](const Candidate& c) { return bucket_of(c) != cut.bucket; });
+    std::sort(candidates_.begin(), candidates_.end(), more_probable);
+  } else {
+    candidates(logits);
+  }
+  if (candidates_.empty() || !std::isfinite(candidates_[0].probability)) {
+    throw std::runtime_error("no token has a finite logit");
+  }
+  for (const Candidate& c : candidates_) {
     left -= c.probability;
     if (left < 0) return c.token;
   }
-  return all.back().token;
+  return candidates_.back().token;
+}
+
+void Sampler::write_scores(std::span<float> logits, bool normalize) const {
+  if (params_.do_sample && params_.keeps_all(logits.size())) {
+    for (float& logit : logits) logit /= params_.temperature;
+  } else if (params_.do_sample) {
+    std::vector<float> kept;
+    for (const Candidate& c : candidates_) kept.push_back(logits[c.token] / params_.temperature);
+    std::fill(logits.begin(), logits.end(), kMinusInf);
+    for (size_t i = 0; i < kept.size(); ++i) logits[candidates_[i].token] = kept[i];
+  }
+  if (!normalize) return;
+  const double max = *std::max_element(logits.begin(), logits.end());
+  double total = 0;
+  for (const float logit : logits) total += std::exp(logit - max);
+  const double log_total = max + std::log(total);
+  for (float& logit : logits) logit = static_cast<float>(logit - log_total);
 }
 
 }  // namespace lfm

@@ -27,9 +27,11 @@ int64_t Scheduler::add(std::vector<int32_t> prompt, const RequestParams& params)
     check(token >= 0 && token < config.vocab_size, "eos_token_id ", token, " is outside the vocabulary of ",
           config.vocab_size);
   }
+  params.processors.validate(config.vocab_size);
   const auto prompt_length = static_cast<int64_t>(prompt.size());
   requests_.push_back(std::unique_ptr<Request>(new Request{next_id_, std::move(prompt), prompt_length, 0, params,
-                                                           Sampler(params.sampling), model_->new_state(), nullptr}));
+                                                           LogitsProcessors(params.processors),
+                                                           Sampler(params.sampling), model_->new_state()}));
   return next_id_++;
 }
 
@@ -76,6 +78,32 @@ std::vector<StepEvent> Scheduler::append(int64_t request, std::span<const int32_
 
 void Scheduler::set_mask(int64_t request, const uint32_t* words) { running(request).mask = words; }
 
+void Scheduler::set_hook(int64_t request, LogitsStage stage, LogitsHook hook) {
+  running(request).hooks[static_cast<size_t>(stage)] = std::move(hook);
+}
+
+void Scheduler::set_normalize_scores(int64_t request, bool normalize) { running(request).normalize_scores = normalize; }
+
+int32_t Scheduler::sample(Request& r, std::span<float> row) {
+  const auto call_hook = [&](LogitsStage stage) {
+    const LogitsHook& hook = r.hooks[static_cast<size_t>(stage)];
+    if (hook) hook(row, logits_);
+    return static_cast<bool>(hook);
+  };
+  const auto generated = static_cast<int64_t>(r.tokens.size()) - r.prompt_length;
+  call_hook(LogitsStage::raw);
+  r.processors.apply(
+      row, {r.tokens, r.prompt_length, generated + 1 == r.params.max_new_tokens, r.params.eos_token_ids, r.mask});
+  // What the mask forbids stays so, whatever the hook does.
+  if (call_hook(LogitsStage::processed) && r.mask != nullptr) apply_mask(row, r.mask);
+  const int32_t token = r.sampler.sample(row, r.tokens.size());
+  if (r.hooks[static_cast<size_t>(LogitsStage::scores)]) {
+    r.sampler.write_scores(row, r.normalize_scores);
+    call_hook(LogitsStage::scores);
+  }
+  return token;
+}
+
 std::vector<StepEvent> Scheduler::step() {
   // Every decoding request gets its one token; prompts and appended tokens share what the chunk has room for, first
   // come first served.
@@ -90,12 +118,16 @@ std::vector<StepEvent> Scheduler::step() {
     if (!decoding) room -= count;
     const bool last = r->processed + count == total;
     running.push_back(r.get());
+    // Logits that a mask rules out are not computed, unless somebody wants to see them.
+    const bool seen =
+        r->hooks[static_cast<size_t>(LogitsStage::raw)] || r->hooks[static_cast<size_t>(LogitsStage::processed)];
     inputs.push_back({&r->state,
                       std::span(r->tokens).subspan(static_cast<size_t>(r->processed), static_cast<size_t>(count)),
-                      last ? LogitsFor::last : LogitsFor::none, r->mask});
+                      last ? LogitsFor::last : LogitsFor::none, seen ? nullptr : r->mask});
   }
   const int64_t vocab = model_->config().vocab_size;
-  float* logits = logits_.ensure(static_cast<size_t>(num_logit_rows(inputs) * vocab));
+  if (logits_.use_count() > 1) logits_ = std::make_shared<Buffer<float>>();
+  float* logits = logits_->ensure(static_cast<size_t>(num_logit_rows(inputs) * vocab));
   model_->forward(inputs, logits, ws_);
 
   std::vector<StepEvent> events;
@@ -103,13 +135,10 @@ std::vector<StepEvent> Scheduler::step() {
     Request& r = *running[i];
     r.processed += static_cast<int64_t>(inputs[i].tokens.size());
     if (inputs[i].logits_for == LogitsFor::none) continue;
-    const auto generated = static_cast<int64_t>(r.tokens.size()) - r.prompt_length;
-    const std::span<const int32_t> eos = r.params.eos_token_ids;
     const std::span<float> row(logits, static_cast<size_t>(vocab));
     logits += vocab;
     try {
-      const auto suppressed = generated < r.params.min_new_tokens ? eos : std::span<const int32_t>();
-      events.push_back(take(r, r.sampler.sample(row, r.tokens, suppressed, r.mask)));
+      events.push_back(take(r, sample(r, row)));
     } catch (const std::runtime_error& error) {
       events.push_back({r.id, -1, FinishReason::error, error.what()});
     }

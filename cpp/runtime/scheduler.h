@@ -2,24 +2,36 @@
 // chunks of waiting prompts into one forward pass.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "model/model.h"
+#include "runtime/processors.h"
 #include "runtime/sampler.h"
 
 namespace lfm {
 
 struct RequestParams {
   SamplingParams sampling;
+  ProcessorParams processors;
   int64_t max_new_tokens = 1;
-  int64_t min_new_tokens = 0;  // end-of-sequence tokens are suppressed before
   std::vector<int32_t> eos_token_ids;
 };
+
+// What a caller may look at and change before a token is chosen: the model's logits, those that the processors made of
+// them, and at last what the token was chosen from (see Sampler::write_scores; a change has no effect any more).
+enum class LogitsStage : uint8_t { raw, processed, scores };
+constexpr int kLogitsStages = 3;
+
+// row[vocab] lies in `owner`, which a hook may keep; later steps then take other memory. A std::runtime_error ends the
+// request with FinishReason::error. A hook must not call the scheduler.
+using LogitsHook = std::function<void(std::span<float> row, const std::shared_ptr<Buffer<float>>& owner)>;
 
 // error: this request cannot go on (NaN logits); the others do.
 enum class FinishReason : uint8_t { none, stop, length, error };
@@ -52,6 +64,11 @@ class Scheduler {
   // between steps. Throws std::invalid_argument for a request that is not running.
   void set_mask(int64_t request, const uint32_t* words);
 
+  // Calls `hook` at this stage of each token of this request that is sampled; empty: none. With normalize_scores, the
+  // scores are log-probabilities. Throws std::invalid_argument for a request that is not running.
+  void set_hook(int64_t request, LogitsStage stage, LogitsHook hook);
+  void set_normalize_scores(int64_t request, bool normalize);
+
   // One forward pass; the tokens that it gave, in the order in which requests were added.
   std::vector<StepEvent> step();
 
@@ -62,12 +79,16 @@ class Scheduler {
     int64_t prompt_length;
     int64_t processed = 0;  // tokens that the state holds
     RequestParams params;
+    LogitsProcessors processors;
     Sampler sampler;
     SequenceState state;
     const uint32_t* mask = nullptr;  // not owned
+    std::array<LogitsHook, kLogitsStages> hooks = {};
+    bool normalize_scores = false;
   };
 
   Request& running(int64_t request);
+  int32_t sample(Request& r, std::span<float> row);
   StepEvent take(Request& r, int32_t token);
   void drop_finished(std::span<const StepEvent> events);
 
@@ -76,7 +97,7 @@ class Scheduler {
   int64_t next_id_ = 0;
   std::deque<std::unique_ptr<Request>> requests_;
   Workspace ws_;
-  Buffer<float> logits_;
+  std::shared_ptr<Buffer<float>> logits_ = std::make_shared<Buffer<float>>();  // shared with what hooks keep
 };
 
 }  // namespace lfm

@@ -13,6 +13,7 @@ import numpy.typing
 __all__: list[str] = [
     "FileMap",
     "Model",
+    "ProcessorParams",
     "Scheduler",
     "State",
     "cpu_info",
@@ -137,6 +138,78 @@ class Model:
         Bytes of the packed weights.
         """
 
+class ProcessorParams:
+    """
+    Logits processors of a request, as in generation.GenerationConfig.
+    """
+
+    remove_invalid_values: bool
+    def __init__(self) -> None: ...
+    @property
+    def bad_words_ids(self) -> list[list[int]]: ...
+    @bad_words_ids.setter
+    def bad_words_ids(
+        self,
+        arg0: collections.abc.Sequence[
+            collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+        ],
+    ) -> None: ...
+    @property
+    def begin_suppress_tokens(self) -> list[int]: ...
+    @begin_suppress_tokens.setter
+    def begin_suppress_tokens(
+        self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> None: ...
+    @property
+    def exponential_decay_factor(self) -> float: ...
+    @exponential_decay_factor.setter
+    def exponential_decay_factor(
+        self, arg0: typing.SupportsFloat | typing.SupportsIndex
+    ) -> None: ...
+    @property
+    def exponential_decay_start(self) -> int:
+        """
+        Counts new tokens.
+        """
+    @exponential_decay_start.setter
+    def exponential_decay_start(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def forced_eos_token_ids(self) -> list[int]: ...
+    @forced_eos_token_ids.setter
+    def forced_eos_token_ids(
+        self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> None: ...
+    @property
+    def min_new_tokens(self) -> int: ...
+    @min_new_tokens.setter
+    def min_new_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def no_repeat_ngram_size(self) -> int: ...
+    @no_repeat_ngram_size.setter
+    def no_repeat_ngram_size(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def repetition_penalty(self) -> float: ...
+    @repetition_penalty.setter
+    def repetition_penalty(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def sequence_bias(self) -> list[tuple[list[int], float]]: ...
+    @sequence_bias.setter
+    def sequence_bias(
+        self,
+        arg0: collections.abc.Sequence[
+            tuple[
+                collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+                typing.SupportsFloat | typing.SupportsIndex,
+            ]
+        ],
+    ) -> None: ...
+    @property
+    def suppress_tokens(self) -> list[int]: ...
+    @suppress_tokens.setter
+    def suppress_tokens(
+        self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> None: ...
+
 class Scheduler:
     """
     Continuous batching over one model; requests join and leave at any step.
@@ -149,16 +222,18 @@ class Scheduler:
         input_ids: numpy.ndarray,
         *,
         max_new_tokens: typing.SupportsInt | typing.SupportsIndex,
-        min_new_tokens: typing.SupportsInt | typing.SupportsIndex = 0,
         eos_token_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
         do_sample: bool = False,
         temperature: typing.SupportsFloat | typing.SupportsIndex = 1.0,
         top_k: typing.SupportsInt | typing.SupportsIndex = 0,
         top_p: typing.SupportsFloat | typing.SupportsIndex = 1.0,
         min_p: typing.SupportsFloat | typing.SupportsIndex = 0.0,
-        repetition_penalty: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        typical_p: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        epsilon_cutoff: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        eta_cutoff: typing.SupportsFloat | typing.SupportsIndex = 0.0,
         seed: typing.SupportsInt | typing.SupportsIndex = 0,
         stream: typing.SupportsInt | typing.SupportsIndex = 0,
+        processors: ProcessorParams | None = None,
     ) -> int:
         """
         Adds a request and returns its id.
@@ -170,15 +245,34 @@ class Scheduler:
         Appends tokens [n] that need no sampling: they count as generated and are computed with the next step. Returns one event, as from step(), for each token taken: none after the one that ends the request.
         """
     def cancel(self, request: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def set_hook(
+        self,
+        request: typing.SupportsInt | typing.SupportsIndex,
+        stage: str,
+        hook: collections.abc.Callable[[numpy.typing.NDArray[numpy.float32]], None] | None,
+    ) -> None:
+        """
+        Calls hook(row) for each token of this request that is sampled, with float32 [1, vocab] over the logits themselves: 'raw' (the model's), 'processed' (before temperature and what follows) or 'scores' (what the token was chosen from). Changes in place count in the first two. If it raises, the request ends.
+        """
     def set_mask(
         self, request: typing.SupportsInt | typing.SupportsIndex, mask: numpy.ndarray | None
     ) -> None:
         """
         Only tokens whose bit is set can be sampled from now on; None: any. uint32 [ceil(vocab / 32)], low bit first; not copied, read at each step.
         """
+    def set_normalize_scores(
+        self, request: typing.SupportsInt | typing.SupportsIndex, normalize: bool
+    ) -> None:
+        """
+        Whether the 'scores' of a request are log-probabilities.
+        """
     def step(self) -> list[tuple[int, int, str]]:
         """
         One forward pass; returns (request, token, finish) with finish '', 'stop', 'length' or 'error: ...' (token -1).
+        """
+    def take_error(self, request: typing.SupportsInt | typing.SupportsIndex) -> typing.Any:
+        """
+        The exception that a hook of this request raised, once; None if there is none.
         """
     @property
     def idle(self) -> bool: ...

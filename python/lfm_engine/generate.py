@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +18,7 @@ from .checkpoint import ModelConfig
 from .constraint import Constraint, as_mask
 from .generation import GenerationConfig
 from .inputs import Ids, Prompts
+from .logits_processing import RowCallbacks, Scores, callables, processor_params
 from .streamers import IncrementalDecoder, StopStringMatcher
 
 
@@ -26,13 +29,21 @@ class GenerateOutput:
     Attributes:
         sequences: int64 [batch, prompt + new tokens], or a list of 1-D arrays.
         finish_reasons: per sequence "stop" (end-of-sequence token, stop string, or the end of a
-            constraint) or "length".
+            constraint or a stopping criterion), "length" (a limit of tokens or time) or "error".
         new_tokens: per sequence how many tokens were generated; padding does not count.
+        scores: with `output_scores`, what each token was chosen from: for each new position float32
+            [batch, vocab_size], NaN in rows that had ended. As in transformers these are logits
+            after all processors, minus infinity where a token was not to be chosen.
+        logits: with `output_logits`, the model's own, in the same form.
+        errors: with `return_exceptions`, per sequence the exception that ended it, or None.
     """
 
     sequences: npt.NDArray[np.int64] | list[npt.NDArray[np.int64]]
     finish_reasons: list[str]
     new_tokens: list[int]
+    scores: tuple[Scores, ...] | None = None
+    logits: tuple[Scores, ...] | None = None
+    errors: list[Exception | None] | None = None
 
 
 @dataclass
@@ -43,41 +54,75 @@ class _Row:
     matcher: StopStringMatcher | None
     constraint: Constraint | None
     mask: npt.NDArray[np.uint32]  # holds the constraint's answer where it is no bitmask
+    callbacks: RowCallbacks
     tokens: list[int] = field(default_factory=list)
     finish: str = ""
+    error: Exception | None = None
 
     def take(self, token: int, finish: str) -> None:
         self.tokens.append(token)
+        self.callbacks.push(token)
         self.finish = finish
         if finish != "stop" and self.constraint is not None:
             self.constraint.accept(token)
-        if finish or self.decoder is None or self.matcher is None:
+        if finish:
             return
         # Incomplete characters wait: a stop string is text, not bytes.
-        if self.matcher.push(self.decoder.push(token)):
+        if (
+            self.matcher is not None
+            and self.decoder is not None
+            and self.matcher.push(self.decoder.push(token))
+        ) or self.callbacks.should_stop():
             self.finish = "stop"
 
 
 class _Generation:
     """The scheduler with the rows of one call: passes tokens out and constraints in."""
 
-    def __init__(self, core: _core.Model, vocab_size: int, streamer: Any) -> None:
+    def __init__(
+        self, core: _core.Model, vocab_size: int, streamer: Any, return_exceptions: bool
+    ) -> None:
         self.scheduler = _core.Scheduler(core)
         self.rows: dict[int, _Row] = {}
         self._vocab_size = vocab_size
         self._streamer = streamer
+        self._return_exceptions = return_exceptions
 
-    def run(self) -> None:
+    def run(self, deadline: float | None) -> None:
         for request in self.rows:
-            self._constrain(request)
+            with self._failing(request):
+                self._constrain(request)
         while not self.scheduler.idle:
             for request, token, finish in self.scheduler.step():
-                self._take(request, token, finish)
-                self._constrain(request)
+                with self._failing(request):
+                    self._take(request, token, finish)
+                    self._constrain(request)
+            if deadline is not None and time.monotonic() >= deadline:
+                self._end_all()
+
+    @contextmanager
+    def _failing(self, request: int) -> Iterator[None]:
+        """An exception ends the request; the others go on if the caller wants that."""
+        try:
+            yield
+        except Exception as error:
+            if not self._return_exceptions:
+                raise
+            row = self.rows[request]
+            row.finish, row.error = "error", error
+            self.scheduler.cancel(request)
+
+    def _end_all(self) -> None:
+        for request, row in self.rows.items():
+            if not row.finish:
+                row.finish = "length"
+                self.scheduler.cancel(request)
 
     def _take(self, request: int, token: int, finish: str) -> None:
         if finish.startswith("error"):
-            raise RuntimeError(f"generation failed: {finish.removeprefix('error: ')}")
+            raise self.scheduler.take_error(request) or RuntimeError(
+                f"generation failed: {finish.removeprefix('error: ')}"
+            )
         row = self.rows[request]
         row.take(token, finish)
         if row.finish and not finish:
@@ -90,7 +135,9 @@ class _Generation:
         row = self.rows[request]
         if row.constraint is None:
             return
-        while not row.finish and (forced := row.constraint.forced()):
+        # Where the logits of each token are wanted, the mask alone leaves the same choice.
+        jump = not row.callbacks.see_logits
+        while jump and not row.finish and (forced := row.constraint.forced()):
             for _, token, finish in self.scheduler.append(request, np.asarray(forced)):
                 self._take(request, token, finish)
                 if row.finish:
@@ -112,11 +159,18 @@ def run_requests(
     streamer: Any = None,
     tokenizer: Any = None,
     constraints: Sequence[Constraint | None] | None = None,
+    logits_processor: Any = None,
+    stopping_criteria: Any = None,
+    return_exceptions: bool = False,
 ) -> Any:
     """Generate for every prompt; see `CausalLM.generate` for the arguments and the result.
 
-    `constraints` holds one for each prompt.
+    `prompts` are repeated and `constraints` holds one for each of them.
     """
+    begun = time.monotonic()
+    processors = callables("logits_processor", logits_processor)
+    criteria = callables("stopping_criteria", stopping_criteria)
+    _check_together(config, constraints, return_exceptions)
     if streamer is not None and len(prompts.rows) > 1:
         raise ValueError("streamer works with one prompt, not with a batch")
     if config.stop_strings and tokenizer is None:
@@ -132,7 +186,7 @@ def run_requests(
     seed = int.from_bytes(os.urandom(8), "little") if config.seed is None else config.seed
 
     vocab_size = model_config.vocab_size
-    generation = _Generation(core, vocab_size, streamer)
+    generation = _Generation(core, vocab_size, streamer, return_exceptions)
     for stream, prompt in enumerate(prompts.rows):
         limit = config.new_token_limit(prompt.size, model_config.max_position_embeddings)
         if limit < 1:
@@ -143,28 +197,33 @@ def run_requests(
         request = generation.scheduler.add(
             prompt,
             max_new_tokens=limit,
-            min_new_tokens=config.min_new_tokens or 0,
             eos_token_ids=eos,
             do_sample=config.do_sample,
             temperature=config.temperature if config.do_sample else 1.0,
             top_k=config.top_k,
             top_p=config.top_p,
             min_p=config.min_p or 0.0,
-            repetition_penalty=config.repetition_penalty,
+            typical_p=config.typical_p,
+            epsilon_cutoff=config.epsilon_cutoff,
+            eta_cutoff=config.eta_cutoff,
             seed=seed,
             stream=stream,
+            processors=processor_params(config, prompt.size),
         )
+        callbacks = RowCallbacks(config, prompt, limit, processors, criteria)
+        callbacks.install(generation.scheduler, request)
         strings = config.stop_strings
         generation.rows[request] = _Row(
             IncrementalDecoder(tokenizer) if strings else None,
             StopStringMatcher(strings) if strings else None,
             constraints[stream] if constraints else None,
             np.empty((vocab_size + 31) // 32, np.uint32),
+            callbacks,
         )
 
     if streamer is not None:
         streamer.put(prompts.rows[0][None, :])
-    generation.run()
+    generation.run(None if config.max_time is None else begun + config.max_time)
     if streamer is not None:
         streamer.end()
 
@@ -173,8 +232,49 @@ def run_requests(
     if not config.return_dict_in_generate:
         return sequences
     return GenerateOutput(
-        sequences, [row.finish for row in rows], [len(row.tokens) for row in rows]
+        sequences,
+        [row.finish for row in rows],
+        [len(row.tokens) for row in rows],
+        _by_position([row.callbacks.scores for row in rows]) if config.output_scores else None,
+        _by_position([row.callbacks.logits for row in rows]) if config.output_logits else None,
+        [row.error for row in rows] if return_exceptions else None,
     )
+
+
+def _check_together(
+    config: GenerationConfig,
+    constraints: Sequence[Constraint | None] | None,
+    return_exceptions: bool,
+) -> None:
+    """Refuse options that contradict each other."""
+    if not config.return_dict_in_generate:
+        for name in ("output_scores", "output_logits"):
+            if getattr(config, name):
+                raise ValueError(f"{name}=True needs return_dict_in_generate=True")
+        if return_exceptions:
+            raise ValueError("return_exceptions=True needs return_dict_in_generate=True")
+    if config.num_return_sequences > 1 and not config.do_sample:
+        raise ValueError(
+            f"num_return_sequences={config.num_return_sequences} needs do_sample=True: "
+            "greedy decoding gives one sequence"
+        )
+    if constraints and config.forced_eos_token_id is not None:
+        raise ValueError("forced_eos_token_id would cut off what a constraint must complete")
+
+
+def _by_position(rows: list[list[Scores]]) -> tuple[Scores, ...]:
+    """Arrays [1, vocab] of each row as [rows, vocab] of each position."""
+    if len(rows) == 1:
+        return tuple(rows[0])
+    longest = max(rows, key=len)
+    out = []
+    for position, example in enumerate(longest):
+        values = np.full((len(rows), example.shape[1]), np.nan, np.float32)
+        for index, row in enumerate(rows):
+            if position < len(row):
+                values[index] = row[position][0]
+        out.append(values)
+    return tuple(out)
 
 
 def end_ids(config: GenerationConfig, model_config: ModelConfig) -> list[int]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import operator
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,9 +11,52 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .generation_checks import (
+    biases,
+    check_float,
+    check_int,
+    decay,
+    id_list,
+    id_lists,
+    id_or_ids,
+    optional,
+    strings,
+)
+
 # The length when neither max_new_tokens nor max_length is given.
 DEFAULT_NEW_TOKENS = 20
-_MAX_INT = 2**31 - 1  # ids and counts; sums of them cannot overflow in the core
+
+# The least value of each.
+_INTEGERS = {
+    "max_new_tokens": 1,
+    "max_length": 1,
+    "min_new_tokens": 0,
+    "min_length": 0,
+    "top_k": 0,
+    "no_repeat_ngram_size": 0,
+    "num_return_sequences": 1,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "seed": 0,
+}
+_BOOLEANS = (
+    "do_sample",
+    "remove_invalid_values",
+    "renormalize_logits",
+    "return_dict_in_generate",
+    "output_scores",
+    "output_logits",
+)
+_FLOATS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "repetition_penalty",
+    "max_time",
+)
 
 # Options of transformers that the engine does not have: only these values, which change nothing,
 # are accepted.
@@ -23,8 +64,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "assistant_early_exit": (None,),
     "assistant_ensemble_weight": (None,),
     "assistant_model": (None,),
-    "bad_words_ids": (None, []),
-    "begin_suppress_tokens": (None, []),
     "constraints": (None,),
     "decoder_start_token_id": (None,),
     "diversity_penalty": (None, 0.0),
@@ -32,37 +71,19 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "early_stopping": (None, False),
     "encoder_no_repeat_ngram_size": (None, 0),
     "encoder_repetition_penalty": (None, 1.0),
-    "epsilon_cutoff": (None, 0.0),
-    "eta_cutoff": (None, 0.0),
-    "exponential_decay_length_penalty": (None,),
     "force_words_ids": (None,),
     "forced_bos_token_id": (None,),
-    "forced_eos_token_id": (None,),
     "guidance_scale": (None, 1.0),
     "length_penalty": (None, 1.0),
-    "logits_processor": (None, []),
-    "max_time": (None,),
-    "min_length": (None, 0),
-    "no_repeat_ngram_size": (None, 0),
     "num_beam_groups": (None, 1),
     "num_beams": (None, 1),
-    "num_return_sequences": (None, 1),
     "output_attentions": (None, False),
     "output_hidden_states": (None, False),
-    "output_logits": (None, False),
-    "output_scores": (None, False),
     "penalty_alpha": (None, 0.0),
-    "prefix_allowed_tokens_fn": (None,),
     "prompt_lookup_num_tokens": (None,),
-    "remove_invalid_values": (None, False),
-    "renormalize_logits": (None, False, True),  # sampling always normalizes
-    "sequence_bias": (None, {}, []),
     "speculation_type": (None,),
-    "stopping_criteria": (None, []),
-    "suppress_tokens": (None, []),
     "token_healing": (None, False),
     "top_h": (None,),
-    "typical_p": (None, 1.0),
     "use_cache": (None, True),
     "use_mtp": (None, False),
     "watermarking_config": (None,),
@@ -102,20 +123,40 @@ class GenerationConfig:
         max_length: prompt and new tokens together at most; `max_new_tokens` goes before it. As in
             transformers, with neither given 20 tokens are generated.
         min_new_tokens: the end-of-sequence tokens cannot come before so many tokens.
+        min_length: nor before prompt and new tokens together are so many.
+        max_time: seconds after which generation ends, as "length", at the next token.
         do_sample: draw from the distribution; False takes the likeliest token, whatever the options
             below say.
         temperature: divides the logits; greater than 0 when sampling.
         top_k: draw from the k likeliest tokens; 0 for all.
         top_p: draw from the likeliest tokens that together reach this probability, in (0, 1].
         min_p: drop tokens less likely than this fraction of the likeliest, in [0, 1].
+        typical_p: draw from the tokens whose information is closest to the expected one and that
+            together reach this probability, in (0, 1].
+        epsilon_cutoff: drop tokens less likely than this, in [0, 1); 0 for none.
+        eta_cutoff: the same, with a bound that falls with the entropy (eta sampling).
         repetition_penalty: divides (positive) or multiplies (negative) the logits of tokens seen
             before, prompt included; 1 for none.
+        no_repeat_ngram_size: no so many tokens in a row occur twice, prompt included; 0 for none.
+        bad_words_ids: lists of ids that never occur in the new text.
+        sequence_bias: is added to the logit of the last token of a sequence where the tokens before
+            it precede: {(id, ...): bias} or [[[id, ...], bias], ...].
+        suppress_tokens: ids that never come.
+        begin_suppress_tokens: ids that do not come first.
+        forced_eos_token_id: id or ids, one of which is the last token that the limit allows.
+        exponential_decay_length_penalty: (start, factor): after `start` new tokens the
+            end-of-sequence tokens become more likely, by a factor with each token.
+        remove_invalid_values: replace NaN and infinite logits in place of an error.
+        renormalize_logits: make `scores` log-probabilities; draws are the same.
         eos_token_id: id or ids that end the sequence; None for the checkpoint's, [] for none.
         pad_token_id: fills rows of a batch that end early.
         bos_token_id: what the checkpoint's sequences begin with.
         seed: of the random numbers, in [0, 2**64); None for a fresh one each time.
         stop_strings: end the sequence when its new text contains one of them.
+        num_return_sequences: sequences drawn for each prompt.
         return_dict_in_generate: return an object with `.sequences` in place of the array.
+        output_scores: keep what each token was chosen from in its `.scores`.
+        output_logits: keep the model's logits in its `.logits`.
 
     Raises:
         ValueError: an option has a wrong value, or is one of transformers' that this engine does
@@ -126,18 +167,35 @@ class GenerationConfig:
     max_new_tokens: int | None = None
     max_length: int | None = None
     min_new_tokens: int | None = None
+    min_length: int = 0
+    max_time: float | None = None
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int = 50
     top_p: float = 1.0
     min_p: float | None = None
+    typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
     repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: list[list[int]] | None = None
+    sequence_bias: list[tuple[list[int], float]] | None = None
+    suppress_tokens: list[int] | None = None
+    begin_suppress_tokens: list[int] | None = None
+    forced_eos_token_id: int | list[int] | None = None
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    remove_invalid_values: bool = False
+    renormalize_logits: bool = False
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     seed: int | None = None
     stop_strings: str | list[str] | None = None
+    num_return_sequences: int = 1
     return_dict_in_generate: bool = False
+    output_scores: bool = False
+    output_logits: bool = False
 
     def __init__(self, **options: Any) -> None:
         for field in fields(self):
@@ -171,38 +229,39 @@ class GenerationConfig:
         Raises:
             ValueError: naming the option and its value.
         """
-        for name, low in (
-            ("max_new_tokens", 1),
-            ("max_length", 1),
-            ("min_new_tokens", 0),
-            ("top_k", 0),
-        ):
-            self._check_int(name, low)
-        for name in ("pad_token_id", "bos_token_id", "seed"):
-            self._check_int(name, 0)
+        for name, low in _INTEGERS.items():
+            setattr(self, name, optional(check_int, name, getattr(self, name), low))
         if self.seed is not None and self.seed >= 1 << 64:
             raise ValueError(f"seed must be below 2**64, not {self.seed}")
-        for name in ("do_sample", "return_dict_in_generate"):
+        for name in _BOOLEANS:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
-        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
-            self._check_float(name)
+        for name in _FLOATS:
+            setattr(self, name, optional(check_float, name, getattr(self, name)))
         # Temperature 0 is how some ask for greedy decoding, where it plays no part.
         if self.temperature < 0 or (self.do_sample and self.temperature == 0):
             hint = "; for greedy decoding use do_sample=False" if self.do_sample else ""
             raise ValueError(f"temperature must be greater than 0, not {self.temperature}{hint}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
+        for name in ("top_p", "typical_p"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in (0, 1], not {getattr(self, name)}")
+        for name in ("epsilon_cutoff", "eta_cutoff"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p must be in [0, 1], not {self.min_p}")
-        if self.repetition_penalty <= 0:
-            raise ValueError(
-                f"repetition_penalty must be greater than 0, not {self.repetition_penalty}"
-            )
-        if self.eos_token_id is not None:
-            self.eos_token_id = _token_ids(self.eos_token_id)
-        if self.stop_strings is not None:
-            self.stop_strings = _stop_strings(self.stop_strings)
+        for name in ("repetition_penalty", "max_time"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
+        for name in ("eos_token_id", "forced_eos_token_id"):
+            setattr(self, name, optional(id_or_ids, name, getattr(self, name)))
+        for name in ("suppress_tokens", "begin_suppress_tokens"):
+            setattr(self, name, optional(id_list, name, getattr(self, name)))
+        self.bad_words_ids = optional(id_lists, "bad_words_ids", self.bad_words_ids)
+        self.sequence_bias = optional(biases, "sequence_bias", self.sequence_bias)
+        name = "exponential_decay_length_penalty"
+        self.exponential_decay_length_penalty = optional(decay, name, getattr(self, name))
+        self.stop_strings = optional(strings, "stop_strings", self.stop_strings)
 
     def stop_ids(self, checkpoint_ids: Sequence[int] = ()) -> tuple[int, ...]:
         """Return the ids that end a sequence; those of the checkpoint unless the option is set."""
@@ -286,31 +345,6 @@ class GenerationConfig:
         text = json.dumps(self.to_dict(), indent=2) + "\n"
         (Path(folder) / "generation_config.json").write_text(text, encoding="utf-8")
 
-    def _check_int(self, name: str, low: int) -> None:
-        value = getattr(self, name)
-        if value is None:
-            return
-        number = _as_int(name, value)
-        if number < low:
-            raise ValueError(f"{name} must be at least {low}, not {number}")
-        if number > _MAX_INT and name != "seed":
-            raise ValueError(f"{name} must be at most {_MAX_INT}, not {number}")
-        setattr(self, name, number)
-
-    def _check_float(self, name: str) -> None:
-        value = getattr(self, name)
-        if value is None:
-            return
-        if _is_bool(value) or isinstance(value, (str, bytes)):
-            raise ValueError(f"{name} must be a number, not {value!r}")
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"{name} must be a number, not {value!r}") from None
-        if not math.isfinite(number):
-            raise ValueError(f"{name} must be finite, not {number}")
-        setattr(self, name, number)
-
 
 def _is_neutral(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, int, float, list, dict, type(None))):
@@ -320,42 +354,3 @@ def _is_neutral(name: str, value: Any) -> bool:
         value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
         for neutral in _NEUTRAL[name]
     )
-
-
-def _is_bool(value: Any) -> bool:
-    """Whether this is Python's bool or NumPy's, which older versions call bool_."""
-    return type(value).__name__ in ("bool", "bool_")
-
-
-def _as_int(name: str, value: Any) -> int:
-    if not _is_bool(value):
-        try:
-            return operator.index(value)
-        except TypeError:
-            pass
-    raise ValueError(f"{name} must be an integer, not {value!r}")
-
-
-def _token_ids(value: Any) -> int | list[int]:
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, (str, bytes, Mapping)):
-        raise ValueError(f"eos_token_id must be an id or a list of ids, not {value!r}")
-    many = isinstance(value, (Sequence, set, frozenset))
-    ids = [_as_int("eos_token_id", entry) for entry in (value if many else [value])]
-    if any(entry < 0 for entry in ids):
-        raise ValueError(f"eos_token_id must not be negative: {value!r}")
-    if any(entry > _MAX_INT for entry in ids):
-        raise ValueError(f"eos_token_id must be at most {_MAX_INT}: {value!r}")
-    return ids if many else ids[0]
-
-
-def _stop_strings(value: Any) -> str | list[str]:
-    entries = [value] if isinstance(value, str) else value
-    if not isinstance(entries, Sequence) or not all(
-        isinstance(entry, str) and entry for entry in entries
-    ):
-        raise ValueError(
-            f"stop_strings must be a non-empty string or a list of them, not {value!r}"
-        )
-    return value if isinstance(value, str) else list(entries)

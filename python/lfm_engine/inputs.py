@@ -27,6 +27,14 @@ class Prompts:
     padded: Ids | None
     starts: list[int]
 
+    def repeat(self, count: int) -> Prompts:
+        """Each prompt `count` times in a row."""
+        return Prompts(
+            [row for row in self.rows for _ in range(count)],
+            None if self.padded is None else np.repeat(self.padded, count, axis=0),
+            [start for start in self.starts for _ in range(count)],
+        )
+
 
 def read_prompts(input_ids: Any, attention_mask: Any = None) -> Prompts:
     """Read `input_ids`: [sequence], [batch, sequence], or a list of prompts of different lengths.

@@ -195,6 +195,9 @@ class CausalLM:
         response_format: Any = None,
         constraint: Constraint | Sequence[Constraint] | None = None,
         prefix_allowed_tokens_fn: Callable[[int, Any], Sequence[int]] | None = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        return_exceptions: bool = False,
         **options: Any,
     ) -> Any:
         """Continue prompts; all of them run together, packed without padding.
@@ -217,6 +220,13 @@ class CausalLM:
                 ends by "length" or a stop string first.
             constraint: your own rule of what may come next, one for each prompt.
             prefix_allowed_tokens_fn: as in transformers: (row, ids so far [length]) to allowed ids.
+            logits_processor: callables processor(input_ids, scores) as in transformers, on NumPy:
+                int64 [1, length] and float32 [1, vocab_size], the engine's own memory (copy what
+                you keep). They return new scores, or these, changed. Called for each row.
+            stopping_criteria: callables criterion(input_ids, scores) after each token; scores is a
+                tuple with `output_scores`, else None. A true answer ends the row.
+            return_exceptions: a row whose callable or constraint raises ends as "error", with the
+                exception in the output's `.errors`, and the others go on; else generate raises.
             **options: any of `GenerationConfig`, going before it.
 
         Returns:
@@ -234,7 +244,7 @@ class CausalLM:
             config = generation_config or self.generation_config
             # None takes the checkpoint's value, as everywhere in GenerationConfig.
             config = config.merged(**options)
-            prompts = read_prompts(input_ids, attention_mask)
+            prompts = read_prompts(input_ids, attention_mask).repeat(config.num_return_sequences)
             constraints = make_constraints(
                 prompts,
                 response_format=response_format,
@@ -252,6 +262,9 @@ class CausalLM:
                 streamer=streamer,
                 tokenizer=tokenizer,
                 constraints=constraints,
+                logits_processor=logits_processor,
+                stopping_criteria=stopping_criteria,
+                return_exceptions=return_exceptions,
             )
         except BaseException as error:
             # A consumer in another thread would wait for ever.

@@ -6,6 +6,7 @@
 #include <optional>
 #include <set>
 
+#include "runtime/processors.h"
 #include "runtime/random.h"
 #include "testing.h"
 
@@ -33,6 +34,13 @@ TEST(Philox, UniformUsesEveryBitOfItsArguments) {
       EXPECT_TRUE(seen.insert(u).second) << bit;
     }
   }
+}
+
+// A token as the scheduler samples it.
+int32_t sample(const SamplingParams& params, const ProcessorParams& processors, std::vector<float>& logits,
+               const std::vector<int32_t>& history, const uint32_t* mask = nullptr) {
+  LogitsProcessors(processors).apply(logits, {history, static_cast<int64_t>(history.size()), false, {}, mask});
+  return Sampler(params).sample(logits, history.size());
 }
 
 struct Want {
@@ -124,11 +132,12 @@ TEST(Sampler, CandidatesAreThoseOfTransformers) {
 TEST(Sampler, GreedyTakesTheLowestIdOfATie) {
   Sampler greedy{SamplingParams{}};
   std::vector<float> logits = {1, 3, 2, 3, -INFINITY};
-  EXPECT_EQ(greedy.sample(logits, {}, {}), 1);
-  const std::vector<int32_t> suppressed = {1};
-  EXPECT_EQ(greedy.sample(logits, {}, suppressed), 3);
+  EXPECT_EQ(greedy.sample(logits, 0), 1);
+  ProcessorParams suppressed;
+  suppressed.suppress_tokens = {1};
+  EXPECT_EQ(sample({}, suppressed, logits, {}), 3);
   std::vector<float> one = {-INFINITY, -1e30f};
-  EXPECT_EQ(greedy.sample(one, {}, {}), 1);
+  EXPECT_EQ(greedy.sample(one, 0), 1);
 }
 
 TEST(Sampler, TokensOutsideTheMaskAreNeverChosen) {
@@ -144,7 +153,8 @@ TEST(Sampler, TokensOutsideTheMaskAreNeverChosen) {
       mask[static_cast<size_t>(one / 32)] |= uint32_t{1} << (one % 32);
       const std::vector<int32_t> history = rng.tokens(5, vocab);
       SamplingParams p;
-      p.repetition_penalty = 1.5f;
+      ProcessorParams penalty;
+      penalty.repetition_penalty = 1.5f;
       // The penalty comes first: it can move the argmax among the allowed.
       int64_t best = -1;
       const auto penalized = [&](int64_t i) {
@@ -156,20 +166,21 @@ TEST(Sampler, TokensOutsideTheMaskAreNeverChosen) {
         if (allowed(i) && (best < 0 || penalized(i) > penalized(best))) best = i;
       }
       std::vector<float> row = logits;
-      ASSERT_EQ(Sampler(p).sample(row, history, {}, mask.data()), best);
+      ASSERT_EQ(sample(p, penalty, row, history, mask.data()), best);
       p.do_sample = true;
       p.seed = static_cast<uint64_t>(round);
       p.top_k = rng.below(2) * 5;
       p.temperature = 5.0f;
       row = logits;
-      ASSERT_TRUE(allowed(Sampler(p).sample(row, history, {}, mask.data())));
+      ASSERT_TRUE(allowed(sample(p, penalty, row, history, mask.data())));
     }
     std::vector<float> logits(static_cast<size_t>(vocab), 1.0f);
     std::fill(mask.begin(), mask.end(), 0u);
-    EXPECT_THROW(Sampler(SamplingParams{}).sample(logits, {}, {}, mask.data()), std::runtime_error);
-    const std::vector<int32_t> suppressed = {0};
+    EXPECT_THROW(sample({}, {}, logits, {}, mask.data()), std::runtime_error);
+    ProcessorParams suppressed;
+    suppressed.suppress_tokens = {0};
     mask[0] = 1;  // what is allowed may be suppressed: nothing is left
-    EXPECT_THROW(Sampler(SamplingParams{}).sample(logits, {}, suppressed, mask.data()), std::runtime_error);
+    EXPECT_THROW(sample({}, suppressed, logits, {}, mask.data()), std::runtime_error);
   }
 }
 
@@ -188,20 +199,19 @@ TEST(Sampler, TopKKeepsTiesWithTheLast) {
 
 TEST(Sampler, PenaltyOncePerTokenDividesOrMultipliesBySign) {
   SamplingParams p;
-  p.repetition_penalty = 1.5f;
-  Sampler sampler(p);
+  ProcessorParams processors;
+  processors.repetition_penalty = 1.5f;
   const std::vector<float> before = {3.0f, 2.9f, -1.0f, -1.2f, 0.0f};
   std::vector<float> logits = before;
   const std::vector<int32_t> history = {0, 2, 0, 4, 0, 2};
-  EXPECT_EQ(sampler.sample(logits, history, {}), 1);
+  EXPECT_EQ(sample(p, processors, logits, history), 1);
   EXPECT_EQ(logits, (std::vector<float>{3.0f / 1.5f, 2.9f, -1.0f * 1.5f, -1.2f, 0.0f}));
   // The penalty comes before the temperature and the suppression.
   p.do_sample = true;
   p.temperature = 0.5f;
-  Sampler drawing(p);
   logits = before;
-  const std::vector<int32_t> suppressed = {1};
-  EXPECT_NE(drawing.sample(logits, history, suppressed), 1);
+  processors.suppress_tokens = {1};
+  EXPECT_NE(sample(p, processors, logits, history), 1);
   EXPECT_EQ(logits[0], 3.0f / 1.5f);
   EXPECT_EQ(logits[1], -INFINITY);
 }
@@ -212,7 +222,6 @@ TEST(Sampler, DrawsFollowTheProbabilities) {
   p.do_sample = true;
   constexpr int kDraws = 20000;
   const std::vector<float> logits = {0.0f, 1.0f, -1.0f, 2.0f, 0.5f, -2.0f, 1.5f, 0.3f};
-  const std::vector<int32_t> history(kDraws, 0);
   std::vector<float> copy = logits;
   std::vector<double> expected(8);
   Sampler exact(p);
@@ -224,7 +233,7 @@ TEST(Sampler, DrawsFollowTheProbabilities) {
       p.stream = what == 1 ? i : 0;
       copy = logits;
       Sampler sampler(p);
-      ++count[sampler.sample(copy, {history.data(), static_cast<size_t>(what == 0 ? i : 9)}, {})];
+      ++count[sampler.sample(copy, what == 0 ? i : 9)];
     }
     double chi2 = 0;
     for (int k = 0; k < 8; ++k) chi2 += (count[k] - expected[k]) * (count[k] - expected[k]) / expected[k];
@@ -235,7 +244,6 @@ TEST(Sampler, DrawsFollowTheProbabilities) {
 
 TEST(Sampler, DrawsDependOnSeedStreamAndPositionAlone) {
   const std::vector<float> logits = Rng(8).normals(500);
-  const std::vector<int32_t> history(64, 1);
   const auto draws = [&](uint64_t seed, uint64_t stream, bool backwards) {
     SamplingParams p;
     p.do_sample = true;
@@ -246,7 +254,7 @@ TEST(Sampler, DrawsDependOnSeedStreamAndPositionAlone) {
     for (size_t i = 0; i < 64; ++i) {
       const size_t position = backwards ? 63 - i : i;
       std::vector<float> copy = logits;
-      out[position] = sampler.sample(copy, {history.data(), position}, {});
+      out[position] = sampler.sample(copy, position);
     }
     return out;
   };
@@ -266,13 +274,14 @@ TEST(Sampler, ThrowsWithoutAFiniteLogit) {
       p.top_k = top_k;
       p.min_p = 0.1f;
       Sampler sampler(p);
-      for (const float bad : {NAN, -INFINITY}) {
+      for (const float bad : {NAN, -INFINITY, INFINITY}) {
         std::vector<float> logits(50, bad);
-        EXPECT_THROW(sampler.sample(logits, {}, {}), std::runtime_error) << do_sample << " " << top_k << " " << bad;
+        EXPECT_THROW(sampler.sample(logits, 0), std::runtime_error) << do_sample << " " << top_k << " " << bad;
       }
       std::vector<float> one = {1.0f};
-      const std::vector<int32_t> suppressed = {0};
-      EXPECT_THROW(sampler.sample(one, {}, suppressed), std::runtime_error);
+      ProcessorParams suppressed;
+      suppressed.suppress_tokens = {0};
+      EXPECT_THROW(sample(p, suppressed, one, {}), std::runtime_error);
     }
   }
 }
@@ -293,7 +302,7 @@ TEST(Sampler, SomeNaNsAreThrownOrNotChosen) {
     Sampler sampler(p);
     std::optional<int32_t> token;
     try {
-      token = sampler.sample(logits, {}, {});
+      token = sampler.sample(logits, 0);
     } catch (const std::runtime_error&) {
       continue;
     }
@@ -304,18 +313,26 @@ TEST(Sampler, SomeNaNsAreThrownOrNotChosen) {
 }
 
 TEST(Sampler, ParametersOutOfRangeAreNamed) {
-  const auto rejects = [](const char* name, auto set, bool do_sample = true) {
+  const auto rejects = [](const char* name, auto set) {
     SamplingParams p;
-    p.do_sample = do_sample;
+    p.do_sample = true;
     set(p);
     return throws_naming(name, [&] { Sampler{p}; });
   };
   for (const float bad : {0.0f, -1.0f, NAN, INFINITY}) {
     EXPECT_TRUE(rejects("temperature", [&](SamplingParams& p) { p.temperature = bad; }));
-    EXPECT_TRUE(rejects("repetition_penalty", [&](SamplingParams& p) { p.repetition_penalty = bad; }, false));
+    ProcessorParams processors;
+    processors.repetition_penalty = bad;
+    EXPECT_TRUE(throws_naming("repetition_penalty", [&] { processors.validate(10); }));
   }
   for (const float bad : {0.0f, 1.01f, NAN}) EXPECT_TRUE(rejects("top_p", [&](SamplingParams& p) { p.top_p = bad; }));
   for (const float bad : {-0.1f, 1.01f, NAN}) EXPECT_TRUE(rejects("min_p", [&](SamplingParams& p) { p.min_p = bad; }));
+  for (const float bad : {0.0f, 1.01f, NAN})
+    EXPECT_TRUE(rejects("typical_p", [&](SamplingParams& p) { p.typical_p = bad; }));
+  for (const float bad : {-0.1f, 1.0f, NAN}) {
+    EXPECT_TRUE(rejects("epsilon_cutoff", [&](SamplingParams& p) { p.epsilon_cutoff = bad; }));
+    EXPECT_TRUE(rejects("eta_cutoff", [&](SamplingParams& p) { p.eta_cutoff = bad; }));
+  }
   EXPECT_TRUE(rejects("top_k", [](SamplingParams& p) { p.top_k = -1; }));
 }
 

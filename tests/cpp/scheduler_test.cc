@@ -62,7 +62,7 @@ TEST(Scheduler, EachRequestGetsWhatItGetsAlone) {
           r.params.sampling.top_k = rng.below(2) * 20;
           r.params.sampling.seed = 7;
           r.params.sampling.stream = requests.size();
-          if (rng.below(2) == 0) r.params.sampling.repetition_penalty = 1.2f;
+          if (rng.below(2) == 0) r.params.processors.repetition_penalty = 1.2f;
           r.params.eos_token_ids = rng.tokens(3, kVocab);
           const int64_t id = scheduler.add(r.prompt, r.params);
           ASSERT_TRUE(requests.emplace(id, r).second) << "an id was given twice";
@@ -114,7 +114,7 @@ TEST(Scheduler, EndOfSequenceAndMinimumLength) {
   const auto model = tiny_model(lfm2_config(), 45).load(ComputeType::f32);
   const std::vector<int32_t> prompt = Rng(46).tokens(9, kVocab);
   RequestParams params = greedy(12);
-  params.sampling.repetition_penalty = 1.3f;  // varied tokens
+  params.processors.repetition_penalty = 1.3f;  // varied tokens
   const Result plain = alone(model, prompt, params);
   ASSERT_EQ(plain.tokens.size(), 12u);
   const int32_t eos = plain.tokens[4];
@@ -128,12 +128,12 @@ TEST(Scheduler, EndOfSequenceAndMinimumLength) {
   EXPECT_EQ(alone(model, prompt, params).finish, FinishReason::stop);
   params.max_new_tokens = 12;
   for (const int64_t least : {first + 1, int64_t{12}}) {
-    params.min_new_tokens = least;
+    params.processors.min_new_tokens = least;
     const Result longer = alone(model, prompt, params);
     EXPECT_GT(static_cast<int64_t>(longer.tokens.size()), first);
     for (int64_t i = 0; i < least; ++i) EXPECT_NE(longer.tokens[static_cast<size_t>(i)], eos) << least;
   }
-  params.min_new_tokens = first;  // the minimum counts new tokens alone, and ends with it
+  params.processors.min_new_tokens = first;  // the minimum counts new tokens alone, and ends with it
   EXPECT_EQ(alone(model, prompt, params).tokens, stopped.tokens);
 }
 
@@ -146,7 +146,7 @@ TEST(Scheduler, AppendedTokensEqualSampledOnes) {
         const std::vector<int32_t> prompt = rng.tokens(1 + rng.below(40), kVocab);
         RequestParams params = greedy(30);
         params.sampling.do_sample = true;
-        params.sampling.repetition_penalty = 1.1f;
+        params.processors.repetition_penalty = 1.1f;
         params.sampling.seed = static_cast<uint64_t>(round);
         const Result plain = alone(model, prompt, params);
         Scheduler scheduler(model, chunk);
