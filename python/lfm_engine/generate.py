@@ -35,6 +35,10 @@ class GenerateOutput:
             [batch, vocab_size], NaN in rows that had ended. As in transformers these are logits
             after all processors, minus infinity where a token was not to be chosen.
         logits: with `output_logits`, the model's own, in the same form.
+        logprobs: with `logprobs`, per sequence the log-probabilities of its new tokens by the
+            model's own logits (before temperature and processors), float32 [new tokens].
+        top_logprobs: with `top_logprobs=n`, per sequence and new token the n likeliest ids int64
+            [n] and their log-probabilities float32 [n].
         errors: with `return_exceptions`, per sequence the exception that ended it, or None.
     """
 
@@ -44,6 +48,8 @@ class GenerateOutput:
     scores: tuple[Scores, ...] | None = None
     logits: tuple[Scores, ...] | None = None
     errors: list[Exception | None] | None = None
+    logprobs: list[npt.NDArray[np.float32]] | None = None
+    top_logprobs: list[list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]] | None = None
 
 
 @dataclass
@@ -238,6 +244,8 @@ def run_requests(
         _by_position([row.callbacks.scores for row in rows]) if config.output_scores else None,
         _by_position([row.callbacks.logits for row in rows]) if config.output_logits else None,
         [row.error for row in rows] if return_exceptions else None,
+        [np.array(row.callbacks.logprobs, np.float32) for row in rows] if config.logprobs else None,
+        [row.callbacks.top_logprobs for row in rows] if config.top_logprobs else None,
     )
 
 
@@ -248,9 +256,9 @@ def _check_together(
 ) -> None:
     """Refuse options that contradict each other."""
     if not config.return_dict_in_generate:
-        for name in ("output_scores", "output_logits"):
-            if getattr(config, name):
-                raise ValueError(f"{name}=True needs return_dict_in_generate=True")
+        for name in ("output_scores", "output_logits", "logprobs", "top_logprobs"):
+            if value := getattr(config, name):
+                raise ValueError(f"{name}={value} needs return_dict_in_generate=True")
         if return_exceptions:
             raise ValueError("return_exceptions=True needs return_dict_in_generate=True")
     if config.num_return_sequences > 1 and not config.do_sample:

@@ -35,6 +35,7 @@ _INTEGERS = {
     "top_k": 0,
     "no_repeat_ngram_size": 0,
     "num_return_sequences": 1,
+    "top_logprobs": 0,
     "pad_token_id": 0,
     "bos_token_id": 0,
     "seed": 0,
@@ -46,6 +47,7 @@ _BOOLEANS = (
     "return_dict_in_generate",
     "output_scores",
     "output_logits",
+    "logprobs",
 )
 _FLOATS = (
     "temperature",
@@ -157,6 +159,8 @@ class GenerationConfig:
         return_dict_in_generate: return an object with `.sequences` in place of the array.
         output_scores: keep what each token was chosen from in its `.scores`.
         output_logits: keep the model's logits in its `.logits`.
+        logprobs: keep the log-probability of each token in its `.logprobs`.
+        top_logprobs: so many of the likeliest tokens of each position, in its `.top_logprobs`.
 
     Raises:
         ValueError: an option has a wrong value, or is one of transformers' that this engine does
@@ -196,6 +200,8 @@ class GenerationConfig:
     return_dict_in_generate: bool = False
     output_scores: bool = False
     output_logits: bool = False
+    logprobs: bool = False
+    top_logprobs: int = 0
 
     def __init__(self, **options: Any) -> None:
         for field in fields(self):

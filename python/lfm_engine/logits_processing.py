@@ -48,6 +48,14 @@ def callables(name: str, value: Any) -> list[Callable[..., Any]]:
     return entries
 
 
+def log_softmax(row: Scores) -> Scores:
+    """Log-probabilities of one row of logits, float32 [vocab]."""
+    shifted = row - row.max()
+    total = np.exp(shifted).sum(dtype=np.float64)
+    logs: Scores = (shifted - np.log(total)).astype(np.float32)
+    return logs
+
+
 class RowCallbacks:
     """What is called and kept for one sequence while it is generated.
 
@@ -61,6 +69,8 @@ class RowCallbacks:
     Attributes:
         logits: of each token the model's, float32 [1, vocab], if `config.output_logits`.
         scores: what it was chosen from, if `config.output_scores`.
+        logprobs: its log-probability by the model's logits, if `config.logprobs`.
+        top_logprobs: the likeliest tokens there: ids and log-probabilities, `config.top_logprobs`.
     """
 
     def __init__(
@@ -81,17 +91,27 @@ class RowCallbacks:
         self._ids[0, : prompt.size] = prompt
         self.logits: list[Scores] = []
         self.scores: list[Scores] = []
+        self.logprobs: list[float] = []
+        self.top_logprobs: list[tuple[npt.NDArray[np.int64], Scores]] = []
+        self._row: Scores | None = None  # log-probabilities where the next token is chosen
 
     @property
     def see_logits(self) -> bool:
         """Whether every token must be sampled, also where it is certain."""
         config = self._config
-        return bool(self._processors) or config.output_logits or config.output_scores
+        return (
+            bool(self._processors)
+            or config.output_logits
+            or config.output_scores
+            or config.logprobs
+            or config.top_logprobs > 0
+        )
 
     def install(self, scheduler: _core.Scheduler, request: int) -> None:
         """Have the scheduler call what there is."""
-        if self._config.output_logits:
-            scheduler.set_hook(request, "raw", lambda row: self.logits.append(row.copy()))
+        config = self._config
+        if config.output_logits or config.logprobs or config.top_logprobs > 0:
+            scheduler.set_hook(request, "raw", self._see)
         if self._processors:
             scheduler.set_hook(request, "processed", self._process)
         if self._config.output_scores:
@@ -100,6 +120,15 @@ class RowCallbacks:
 
     def push(self, token: int) -> None:
         """Take the token that came."""
+        if self._row is not None:
+            self.logprobs.append(float(self._row[token]))
+            count = min(self._config.top_logprobs, self._row.size)
+            if count:
+                # Likeliest first, the lowest id of a tie.
+                near = np.flatnonzero(self._row >= np.partition(self._row, -count)[-count])
+                ids = near[np.argsort(-self._row[near], kind="stable")][:count]
+                self.top_logprobs.append((ids, self._row[ids]))
+            self._row = None
         if self._length < self._ids.shape[1]:
             self._ids[0, self._length] = token
             self._length += 1
@@ -112,6 +141,12 @@ class RowCallbacks:
         ids = self._ids[:, : self._length]
         answers = [np.asarray(criterion(ids, scores)) for criterion in self._criteria]
         return any(bool(answer.all()) for answer in answers)
+
+    def _see(self, row: Scores) -> None:
+        if self._config.output_logits:
+            self.logits.append(row.copy())
+        if self._config.logprobs or self._config.top_logprobs:
+            self._row = log_softmax(row[0])
 
     def _process(self, row: Scores) -> None:
         scores = row

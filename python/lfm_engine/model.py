@@ -29,6 +29,7 @@ from .generate import GenerateOutput, end_ids, run_requests
 from .generation import GenerationConfig
 from .inputs import read_prompts
 from .response_format import make_constraints
+from .scoring import Scoring
 from .tokenizer import AutoTokenizer
 
 __all__ = ["AutoModelForCausalLM", "CausalLM", "CausalLMOutput", "GenerateOutput"]
@@ -101,7 +102,7 @@ class _WithProgress:
             self._bar.update(self._checkpoint.tensor_nbytes(name))
 
 
-class CausalLM:
+class CausalLM(Scoring):
     """A loaded model. Immutable, so threads may share it; made by `AutoModelForCausalLM`.
 
     Attributes:
