@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -52,6 +53,15 @@ class Scheduler {
   // between steps. Throws std::invalid_argument for a request that is not running.
   void set_mask(int64_t request, const uint32_t* words);
 
+  // The request, of which nothing is computed yet, goes on from the longest prefix that its prompt shares with `state`
+  // (all but the last token, whose logits it needs), and its state is kept when it ends. Throws std::invalid_argument
+  // for a request that is not running or has begun, or a state of another model.
+  void use_state(int64_t request, const SequenceState& state);
+
+  // The state of a request with use_state that ended, to be taken once. It may lack the last tokens. Throws
+  // std::invalid_argument where there is none.
+  SequenceState take_state(int64_t request);
+
   // One forward pass; the tokens that it gave, in the order in which requests were added.
   std::vector<StepEvent> step();
 
@@ -65,6 +75,7 @@ class Scheduler {
     Sampler sampler;
     SequenceState state;
     const uint32_t* mask = nullptr;  // not owned
+    bool keep_state = false;
   };
 
   Request& running(int64_t request);
@@ -75,6 +86,7 @@ class Scheduler {
   int64_t chunk_;
   int64_t next_id_ = 0;
   std::deque<std::unique_ptr<Request>> requests_;
+  std::map<int64_t, SequenceState> kept_;  // of requests that ended
   Workspace ws_;
   Buffer<float> logits_;
 };

@@ -112,13 +112,17 @@ def run_requests(
     streamer: Any = None,
     tokenizer: Any = None,
     constraints: Sequence[Constraint | None] | None = None,
+    state: _core.State | None = None,
 ) -> Any:
     """Generate for every prompt; see `CausalLM.generate` for the arguments and the result.
 
-    `constraints` holds one for each prompt.
+    `constraints` holds one for each prompt. `state` is for a single prompt, which goes on from what
+    they have in common; when all is done it holds the result.
     """
     if streamer is not None and len(prompts.rows) > 1:
         raise ValueError("streamer works with one prompt, not with a batch")
+    if state is not None and len(prompts.rows) > 1:
+        raise ValueError("past_key_values works with one prompt, not with a batch")
     if config.stop_strings and tokenizer is None:
         raise ValueError("stop_strings needs tokenizer=, to know the text of the tokens")
     if core.num_threads > 1 and _core.forked_after_parallel():
@@ -154,6 +158,8 @@ def run_requests(
             seed=seed,
             stream=stream,
         )
+        if state is not None:
+            generation.scheduler.use_state(request, state)
         strings = config.stop_strings
         generation.rows[request] = _Row(
             IncrementalDecoder(tokenizer) if strings else None,
@@ -165,6 +171,8 @@ def run_requests(
     if streamer is not None:
         streamer.put(prompts.rows[0][None, :])
     generation.run()
+    if state is not None:
+        state.restore(generation.scheduler.take_state(request))
     if streamer is not None:
         streamer.end()
 

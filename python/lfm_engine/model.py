@@ -28,6 +28,7 @@ from .generate import GenerateOutput, end_ids, run_requests
 from .generation import GenerationConfig
 from .inputs import read_prompts
 from .response_format import make_constraints
+from .session import Session
 
 __all__ = ["AutoModelForCausalLM", "CausalLM", "CausalLMOutput", "GenerateOutput"]
 
@@ -193,6 +194,7 @@ class CausalLM:
         response_format: Any = None,
         constraint: Constraint | Sequence[Constraint] | None = None,
         prefix_allowed_tokens_fn: Callable[[int, Any], Sequence[int]] | None = None,
+        past_key_values: _core.State | None = None,
         **options: Any,
     ) -> Any:
         """Continue prompts; all of them run together, packed without padding.
@@ -215,6 +217,9 @@ class CausalLM:
                 ends by "length" or a stop string first.
             constraint: your own rule of what may come next, one for each prompt.
             prefix_allowed_tokens_fn: as in transformers: (row, ids so far [length]) to allowed ids.
+            past_key_values: a state (`core.new_state()`) of this model, for one prompt: what both
+                begin with is not computed again, and afterwards the state is that of the result
+                (but for its last token). `session` does this for you.
             **options: any of `GenerationConfig`, going before it.
 
         Returns:
@@ -250,6 +255,7 @@ class CausalLM:
                 streamer=streamer,
                 tokenizer=tokenizer,
                 constraints=constraints,
+                state=past_key_values,
             )
         except BaseException as error:
             # A consumer in another thread would wait for ever.
@@ -360,6 +366,18 @@ class CausalLM:
             tool_choice=tool_choice,
             **options,
         )
+
+    def session(self, tokenizer: Any = None) -> Session:
+        """Start a sequence that is kept between calls: see `Session`.
+
+        Args:
+            tokenizer: ours or one of transformers; for text, messages and stop strings.
+        """
+        return Session(self, tokenizer)
+
+    def load_session(self, path: str | os.PathLike[str], tokenizer: Any = None) -> Session:
+        """Read a session that `Session.save` wrote; see `Session.load`."""
+        return Session.load(path, self, tokenizer)
 
     def save_packed(self, path: str | os.PathLike[str], tokenizer: Any = None) -> None:
         """Write the whole model as one file that opens in milliseconds, for any CPU.
