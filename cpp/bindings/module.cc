@@ -140,6 +140,42 @@ PyVectors input_mean_squares(const Model& model, const std::vector<py::array>& i
   return out;
 }
 
+py::array_t<int32_t> state_tokens(PyState& s) {
+  const Exclusive guard(s.busy, "the state");
+  py::array_t<int32_t> tokens(s.state.length());
+  int32_t* out = tokens.mutable_data();
+  for (int64_t i = 0; i < s.state.length(); ++i) out[i] = s.state.token(i);
+  return tokens;
+}
+
+void truncate_state(PyState& s, int64_t length) {
+  const Exclusive guard(s.busy, "the state");
+  s.state.truncate(length);
+}
+
+int64_t common_prefix(PyState& s, const py::array& ids) {
+  const std::vector<int32_t> tokens = token_ids_from_python(ids, "input_ids");
+  const Exclusive guard(s.busy, "the state");
+  return s.state.common_prefix(tokens);
+}
+
+std::vector<py::array_t<uint8_t>> state_pages(PyState& s) {
+  const Exclusive guard(s.busy, "the state");
+  std::vector<py::array_t<uint8_t>> pages;
+  for (int64_t i = 0; i * kPage < s.state.length(); ++i) {
+    const std::shared_ptr<const KvPage> page = s.state.shared_page(i);
+    pages.push_back(bytes_in_place({page->kv.data(), page->kv.size()}, page));
+  }
+  return pages;
+}
+
+void append_page(PyState& s, const py::array& tokens, const py::array_t<uint8_t>& kv) {
+  const std::vector<int32_t> ids = token_ids_from_python(tokens, "tokens");
+  check(kv.ndim() == 1 && (kv.flags() & py::array::c_style) != 0, "kv must be a contiguous uint8 array");
+  const Exclusive guard(s.busy, "the state");
+  s.state.append_page(ids, std::as_bytes(std::span(kv.data(), static_cast<size_t>(kv.size()))));
+}
+
 std::vector<int32_t> eos_from_python(const std::vector<int64_t>& ids, int64_t vocab) {
   std::vector<int32_t> out;
   for (const int64_t id : ids) {
@@ -281,6 +317,19 @@ PYBIND11_MODULE(_core, m) {
       .def_property_readonly(
           "nbytes", [](const PyState& s) { return s.state.nbytes(); },
           "Bytes of pages (shared ones too) and conv state.")
+      .def_property_readonly(
+          "shared_nbytes", [](const PyState& s) { return s.state.shared_nbytes(); },
+          "Bytes of pages that other states or caches hold too.")
+      .def_property_readonly("tokens", &state_tokens, "A copy of the tokens, int32 [length].")
+      .def("truncate", &truncate_state, py::arg("length"),
+           "Goes back to the first `length` tokens, exactly; ValueError if there are fewer. The next forward pass runs "
+           "the last few tokens before them once more, to rebuild the conv state.")
+      .def("common_prefix", &common_prefix, py::arg("input_ids"),
+           "How many of input_ids [n] are the tokens that this state begins with.")
+      .def("pages", &state_pages,
+           "K and V of 64 tokens each, uint8 [page bytes] in the engine's layout, read-only and without a copy.")
+      .def("append_page", &append_page, py::arg("tokens"), py::arg("kv"),
+           "Appends at most 64 tokens with their K and V as `pages` gave them, after pages that are full.")
       .def(
           "snapshot",
           [](PyState& s) {
@@ -319,6 +368,11 @@ PYBIND11_MODULE(_core, m) {
       .def("input_mean_squares", &input_mean_squares, py::arg("input_ids"),
            "The mean square of each input of each linear layer over all tokens of the sequences [n], by name; float32 "
            "models only. What a model in 'int4' can be given as `importance`.")
+      .def(
+          "fingerprint", [](const Model& s) { return fingerprint(s.config(), s.weights()); },
+          py::call_guard<py::gil_scoped_release>(),
+          "A digest of the weights as this model holds them, the same on every CPU: of all small tensors, and of some "
+          "rows of every matrix.")
       .def("new_state", [](const Model& s) { return std::make_unique<PyState>(s.new_state()); })
       .def("forward", &forward, py::arg("state"), py::arg("input_ids"), py::arg("logits") = "all",
            py::arg("chunk") = kChunk, py::arg("out").noconvert() = py::none(),
@@ -363,6 +417,24 @@ PYBIND11_MODULE(_core, m) {
           py::arg("request"), py::arg("normalize"), "Whether the 'scores' of a request are log-probabilities.")
       .def("take_error", &take_error, py::arg("request"),
            "The exception that a hook of this request raised, once; None if there is none.")
+      .def(
+          "use_state",
+          [](PyScheduler& s, int64_t request, PyState& state) {
+            const Exclusive guard(s.busy, "the scheduler"), other(state.busy, "the state");
+            s.scheduler.use_state(request, state.state);
+          },
+          py::arg("request"), py::arg("state"),
+          "The request goes on from what its prompt and the state have in common, before its first step. The state is "
+          "not changed; that of the request can be taken when it has ended.")
+      .def(
+          "take_state",
+          [](PyScheduler& s, int64_t request) {
+            const Exclusive guard(s.busy, "the scheduler");
+            return std::make_unique<PyState>(s.scheduler.take_state(request));
+          },
+          py::arg("request"),
+          "The state of a request with use_state that has ended, once. It lacks the last token, and forced ones before "
+          "it.")
       .def_property_readonly("idle", [](const PyScheduler& s) { return s.scheduler.idle(); })
       .def("step", &step,
            "One forward pass; returns (request, token, finish) with finish '', 'stop', 'length' or 'error: ...' (token "

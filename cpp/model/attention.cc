@@ -48,7 +48,7 @@ int64_t blocks_for(int64_t keys) { return (keys + kAttentionBlock - 1) / kAttent
 void plan_split(const Shape& s, const Segment& segment, int64_t index, AttentionPlan& plan) {
   for (int64_t token = 0; token < segment.count; token += s.tile_tokens) {
     const int64_t count = std::min(s.tile_tokens, segment.count - token);
-    const int64_t blocks = blocks_for(segment.state->length() + token + count);
+    const int64_t blocks = blocks_for(segment.position + token + count);
     for (int64_t block = 0; block < blocks; ++block) {
       for (int64_t head = 0; head < s.kv_heads; ++head) {
         plan.tasks.push_back({index, head, token, count, block, block + 1, plan.partials + head * blocks + block});
@@ -66,7 +66,7 @@ void plan_tiles(const Shape& s, const Segment& segment, int64_t index, Attention
   for (int64_t head = 0; head < s.kv_heads; ++head) {
     for (int64_t token = 0; token < segment.count; token += s.tile_tokens) {
       const int64_t count = std::min(s.tile_tokens, segment.count - token);
-      const int64_t blocks = blocks_for(segment.state->length() + token + count);
+      const int64_t blocks = blocks_for(segment.position + token + count);
       plan.tasks.push_back({index, head, token, count, 0, blocks, -1});
     }
   }
@@ -80,7 +80,7 @@ void make_plan(const LayerContext& ctx, const Shape& s, AttentionPlan& plan) {
   plan.partials = 0;
   for (size_t i = 0; i < ctx.segments.size(); ++i) {
     const Segment& segment = ctx.segments[i];
-    const bool split = segment.count <= kSplitQueries && segment.state->length() + segment.count > kAttentionBlock;
+    const bool split = segment.count <= kSplitQueries && segment.position + segment.count > kAttentionBlock;
     (split ? plan_split : plan_tiles)(s, segment, static_cast<int64_t>(i), plan);
   }
 }
@@ -114,7 +114,7 @@ void run_task(const LayerContext& ctx, const Shape& s, const AttentionTask& task
                         s.group,
                         task.count * s.group,
                         s.head_dim,
-                        segment.state->length() + task.token + 1,
+                        segment.position + task.token + 1,
                         segment.state->pages(),
                         s.layout.k_offset(s.layer, task.kv_head),
                         s.layout.v_offset(s.layer, task.kv_head),
@@ -129,7 +129,7 @@ void run_task(const LayerContext& ctx, const Shape& s, const AttentionTask& task
   if (task.partial < 0) write_output(s, segment, task, total, ctx.ws.mixed.data());
 }
 
-// Norm, rotation and storing of K and V of one token; its queries stay in place, scaled.
+// Norm, rotation and storing of K and V of one token, unless it has them; its queries stay in place, scaled.
 void rotate_and_store(const LayerContext& ctx, const AttentionWeights& w, const Shape& s, const Segment& segment,
                       int64_t t) {
   const auto store = ctx.kernels.store_kv[static_cast<int>(s.layout.kv_type)];
@@ -142,7 +142,8 @@ void rotate_and_store(const LayerContext& ctx, const AttentionWeights& w, const 
   for (int64_t h = 0; h < s.heads; ++h) {
     ctx.kernels.head_norm_rope(row + h * s.head_dim, q_norm, eps, cos, sin, scale, s.head_dim);
   }
-  const int64_t position = segment.state->length() + t;
+  const int64_t position = segment.position + t;
+  if (position < segment.state->length()) return;
   std::byte* page = segment.state->page(position / kPage);
   for (int64_t h = 0; h < s.kv_heads; ++h) {
     float* k = row + (s.heads + h) * s.head_dim;

@@ -11,10 +11,12 @@
 
 namespace lfm {
 
-// One sequence's part of a packed batch: its tokens are the rows [first, first + count) of every activation.
+// One sequence's part of a packed batch: its tokens are the rows [first, first + count) of every activation, and
+// have the positions from `position` on. Those below state->length() are replayed: they have their K and V already.
 struct Segment {
   SequenceState* state;
   int64_t first, count;
+  int64_t position;
 };
 
 struct LayerContext {

@@ -18,7 +18,7 @@ void fill_rope(const LayerContext& ctx) {
   for (const Segment& s : ctx.segments) {
     parallel_for(s.count, [&](int64_t t) {
       float* cos = ctx.ws.rope.data() + (s.first + t) * 2 * half;
-      const auto position = static_cast<float>(s.state->length() + t);
+      const auto position = static_cast<float>(s.position + t);
       for (int64_t i = 0; i < half; ++i) {
         const double angle = position * inv_freq[i];
         cos[i] = static_cast<float>(std::cos(angle));
@@ -127,9 +127,10 @@ void Model::forward(std::span<const SequenceInput> inputs, float* logits, Worksp
   int64_t tokens = 0;
   for (const SequenceInput& input : inputs) {
     const auto count = static_cast<int64_t>(input.tokens.size());
+    const int64_t replay = input.state->replay();
     input.state->reserve(count);
-    segments.push_back({input.state, tokens, count});
-    tokens += count;
+    segments.push_back({input.state, tokens, replay + count, input.state->length() - replay});
+    tokens += replay + count;
   }
   if (tokens == 0) return;
   const int64_t hidden = config_.hidden_size;
@@ -137,8 +138,11 @@ void Model::forward(std::span<const SequenceInput> inputs, float* logits, Worksp
   const LayerContext ctx = {config_, kernels_, segments, tokens, ws};
 
   for (size_t i = 0; i < inputs.size(); ++i) {
-    parallel_for(segments[i].count, [&](int64_t t) {
-      weights_.embed_tokens->weight_row(inputs[i].tokens[t], ws.hidden.data() + (segments[i].first + t) * hidden);
+    const Segment& s = segments[i];
+    parallel_for(s.count, [&](int64_t t) {
+      const int64_t position = s.position + t, fresh = position - s.state->length();
+      const int32_t token = fresh < 0 ? s.state->token(position) : inputs[i].tokens[fresh];
+      weights_.embed_tokens->weight_row(token, ws.hidden.data() + (s.first + t) * hidden);
     });
   }
   fill_rope(ctx);
@@ -159,7 +163,7 @@ void Model::forward(std::span<const SequenceInput> inputs, float* logits, Worksp
     }
     throw;
   }
-  for (const Segment& s : segments) s.state->advance(s.count);
+  for (const SequenceInput& input : inputs) input.state->advance(input.tokens);
 }
 
 void Model::prefill(const SequenceInput& input, float* logits, Workspace& ws, int64_t chunk,

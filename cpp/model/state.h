@@ -1,8 +1,10 @@
 // All that changes while a sequence is processed: its KV pages and its conv state.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "base/buffer.h"
@@ -17,8 +19,9 @@ struct StateLayout {
   StateLayout(const ModelConfig& config, KvType kv_type);
 
   KvType kv_type;
-  int64_t head_dim, kv_heads, attention_layers;
+  int64_t vocab_size, head_dim, kv_heads, attention_layers;
   int64_t conv_layers, conv_past, hidden;  // conv state: [conv layer][conv_past = taps - 1][hidden] fp32
+  int64_t conv_reach;                      // how many tokens back all convolutions together look: layers * past
   size_t k_bytes, v_bytes, page_bytes;
 
   size_t k_offset(int64_t attention_layer, int64_t head) const {
@@ -27,22 +30,47 @@ struct StateLayout {
   size_t v_offset(int64_t attention_layer, int64_t head) const { return k_offset(attention_layer, head) + k_bytes; }
 };
 
+// kPage tokens with their K and V.
+struct KvPage {
+  explicit KvPage(size_t kv_bytes) : kv(kv_bytes) {}
+  std::array<int32_t, kPage> tokens{};
+  Buffer<std::byte> kv;
+};
+
 // Copying is a snapshot: pages are shared and copied only when one of the owners writes to them. Assigning a snapshot
 // back restores it. A copy costs the conv state (40 KiB in bf16 terms) plus one pointer per 64 tokens.
+//
+// A state can go back to any of its tokens. K and V of those before are there; the conv state is not, since only the
+// last one is kept. It is rebuilt by the next forward pass, which runs the last conv_reach tokens once more without
+// writing their K and V: the first conv layer of that replay is right after conv_past tokens, the second after twice as
+// many, and so on, and attention reads K and V of all tokens as they were. So a rewind costs no memory, and
+// conv_reach (20 in LFM2-350M) more tokens in a pass that has to be made anyway.
 class SequenceState {
  public:
   explicit SequenceState(std::shared_ptr<const StateLayout> layout);
 
   const StateLayout& layout() const { return *layout_; }
   int64_t length() const { return length_; }  // tokens processed
+  int64_t replay() const { return replay_; }  // the last ones, which the next forward pass runs once more
+  int32_t token(int64_t i) const { return pages_[static_cast<size_t>(i / kPage)]->tokens[i % kPage]; }
+  int64_t common_prefix(std::span<const int32_t> tokens) const;  // how many of `tokens` this state begins with
+
+  // Goes back to the first `length` tokens. Throws std::invalid_argument when it has fewer.
+  void truncate(int64_t length);
+
+  // Makes this the state after all tokens of its pages and these, at most kPage, whose K and V are `kv`
+  // [page_bytes]. Throws std::invalid_argument when the last page is not full, for wrong sizes, and for tokens outside
+  // the vocabulary.
+  void append_page(std::span<const int32_t> tokens, std::span<const std::byte> kv);
 
   // Makes room for `tokens` more and un-shares the pages that they write to. Throws std::bad_alloc and changes nothing
   // visible then.
   void reserve(int64_t tokens);
-  void advance(int64_t tokens) { length_ += tokens; }  // after the forward pass wrote them
+  void advance(std::span<const int32_t> tokens);  // after the forward pass wrote their K and V; ends a replay
 
-  std::byte* page(int64_t i) { return pages_[static_cast<size_t>(i)]->data(); }
-  const std::byte* page(int64_t i) const { return pages_[static_cast<size_t>(i)]->data(); }
+  std::byte* page(int64_t i) { return pages_[static_cast<size_t>(i)]->kv.data(); }
+  const std::byte* page(int64_t i) const { return pages_[static_cast<size_t>(i)]->kv.data(); }
+  std::shared_ptr<const KvPage> shared_page(int64_t i) const { return pages_[static_cast<size_t>(i)]; }
   const std::byte* const* pages() const { return page_data_.data(); }  // [num_pages()], until the next reserve()
   int64_t num_pages() const { return static_cast<int64_t>(pages_.size()); }
 
@@ -51,13 +79,16 @@ class SequenceState {
     return conv_.data() + conv_layer * layout_->conv_past * layout_->hidden;
   }
 
-  size_t nbytes() const;  // pages (shared ones too) and conv state
+  size_t nbytes() const;         // pages (shared ones too) and conv state
+  size_t shared_nbytes() const;  // pages that others hold too
 
  private:
-  using Page = Buffer<std::byte>;
+  void add_page(std::shared_ptr<KvPage> page);
+  void replay_from_pages();
+
   std::shared_ptr<const StateLayout> layout_;
-  int64_t length_ = 0;
-  std::vector<std::shared_ptr<Page>> pages_;
+  int64_t length_ = 0, replay_ = 0;
+  std::vector<std::shared_ptr<KvPage>> pages_;
   std::vector<const std::byte*> page_data_;  // of pages_
   Buffer<float> conv_;
 };

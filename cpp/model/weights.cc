@@ -1,5 +1,7 @@
 #include "model/weights.h"
 
+#include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "base/error.h"
@@ -197,6 +199,40 @@ struct Lister {
   void bias(const std::string&, const Linear&) const {}
 };
 
+// ---- digest ------------------------------------------------------------------------------------------------------
+
+class Digest {
+ public:
+  explicit Digest(uint64_t& hash) : hash_(hash) {}
+
+  void matrix(const std::string&, const std::vector<Part>&, int64_t, const std::unique_ptr<Linear>& linear) const {
+    constexpr int64_t kRows = 16;
+    std::vector<float> row(static_cast<size_t>(linear->in_features()));
+    const int64_t rows = linear->out_features(), count = std::min(kRows, rows);
+    for (int64_t i = 0; i < count; ++i) {
+      linear->weight_row(i * (rows - 1) / std::max<int64_t>(1, count - 1), row.data());
+      add(row);
+    }
+  }
+  void embedding(const std::string& name, int64_t, int64_t, const std::unique_ptr<Linear>& linear) const {
+    matrix(name, {}, 0, linear);
+  }
+  void vector(const std::string&, const std::vector<int64_t>&, const std::vector<float>& values) const { add(values); }
+  void taps(const std::string&, int64_t, int64_t, const std::vector<float>& values) const { add(values); }
+  void bias(const std::string&, const Linear& linear) const { add(linear.bias()); }
+
+ private:
+  // FNV-1a over words, folded so that high bits reach low ones.
+  void add(const std::vector<float>& values) const {
+    for (const float value : values) {
+      hash_ = (hash_ ^ std::bit_cast<uint32_t>(value)) * 0x100000001b3u;
+      hash_ ^= hash_ >> 32;
+    }
+  }
+
+  uint64_t& hash_;
+};
+
 size_t bytes_of(const std::unique_ptr<Linear>& linear) { return linear ? linear->nbytes() : 0; }
 
 }  // namespace
@@ -236,6 +272,12 @@ std::map<std::string, const Linear*> named_linears(const ModelConfig& config, co
 
 void export_weights(const ModelConfig& config, const ModelWeights& weights, const WeightSink& sink) {
   visit_weights(config, weights, Exporter(sink));
+}
+
+uint64_t fingerprint(const ModelConfig& config, const ModelWeights& weights) {
+  uint64_t hash = 0xcbf29ce484222325u;
+  visit_weights(config, weights, Digest(hash));
+  return hash;
 }
 
 }  // namespace lfm

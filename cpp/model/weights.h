@@ -72,4 +72,7 @@ struct WeightSink {
 // Throws std::invalid_argument where matrices have a layout that is for one kind of CPU (float32, bfloat16).
 void export_weights(const ModelConfig& config, const ModelWeights& weights, const WeightSink& sink);
 
+// A digest of the weights' values: of all small tensors, and of 16 rows of each matrix. The same on every ISA.
+uint64_t fingerprint(const ModelConfig& config, const ModelWeights& weights);
+
 }  // namespace lfm

@@ -36,7 +36,27 @@ int64_t Scheduler::add(std::vector<int32_t> prompt, const RequestParams& params)
 }
 
 void Scheduler::cancel(int64_t request) {
-  std::erase_if(requests_, [request](const auto& r) { return r->id == request; });
+  const auto found = std::find_if(requests_.begin(), requests_.end(), [&](const auto& r) { return r->id == request; });
+  if (found == requests_.end()) return;
+  if ((*found)->keep_state) kept_.insert_or_assign(request, std::move((*found)->state));
+  requests_.erase(found);
+}
+
+void Scheduler::use_state(int64_t request, const SequenceState& state) {
+  Request& r = running(request);
+  check(&state.layout() == &r.state.layout(), "the state belongs to another model");
+  check(r.processed == 0, "request ", request, " has begun");
+  SequenceState prefix = state;
+  prefix.truncate(std::min(state.common_prefix(r.tokens), r.prompt_length - 1));
+  r.state = std::move(prefix);
+  r.processed = r.state.length();
+  r.keep_state = true;
+}
+
+SequenceState Scheduler::take_state(int64_t request) {
+  auto kept = kept_.extract(request);
+  check(!kept.empty(), "request ", request, " has no state to take");
+  return std::move(kept.mapped());
 }
 
 Scheduler::Request& Scheduler::running(int64_t request) {

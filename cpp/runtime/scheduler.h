@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -69,6 +70,15 @@ class Scheduler {
   void set_hook(int64_t request, LogitsStage stage, LogitsHook hook);
   void set_normalize_scores(int64_t request, bool normalize);
 
+  // The request, of which nothing is computed yet, goes on from the longest prefix that its prompt shares with `state`
+  // (all but the last token, whose logits it needs), and its state is kept when it ends. Throws std::invalid_argument
+  // for a request that is not running or has begun, or a state of another model.
+  void use_state(int64_t request, const SequenceState& state);
+
+  // The state of a request with use_state that ended, to be taken once. It may lack the last tokens. Throws
+  // std::invalid_argument where there is none.
+  SequenceState take_state(int64_t request);
+
   // One forward pass; the tokens that it gave, in the order in which requests were added.
   std::vector<StepEvent> step();
 
@@ -85,6 +95,7 @@ class Scheduler {
     const uint32_t* mask = nullptr;  // not owned
     std::array<LogitsHook, kLogitsStages> hooks = {};
     bool normalize_scores = false;
+    bool keep_state = false;
   };
 
   Request& running(int64_t request);
@@ -96,6 +107,7 @@ class Scheduler {
   int64_t chunk_;
   int64_t next_id_ = 0;
   std::deque<std::unique_ptr<Request>> requests_;
+  std::map<int64_t, SequenceState> kept_;  // of requests that ended
   Workspace ws_;
   std::shared_ptr<Buffer<float>> logits_ = std::make_shared<Buffer<float>>();  // shared with what hooks keep
 };

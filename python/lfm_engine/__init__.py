@@ -5,6 +5,7 @@ from .chat import ChatOutput, ToolRun
 from .constraint import Constraint
 from .generation import GenerationConfig
 from .model import AutoModelForCausalLM, CausalLM, CausalLMOutput, GenerateOutput
+from .session import Session
 from .streamers import BaseStreamer, TextIteratorStreamer, TextStreamer
 from .tokenizer import AutoTokenizer
 from .tool_calls import ToolCallError, parse_tool_calls, render_tool_calls, split_tool_calls
@@ -19,6 +20,7 @@ __all__ = [
     "Constraint",
     "GenerateOutput",
     "GenerationConfig",
+    "Session",
     "TextIteratorStreamer",
     "TextStreamer",
     "ToolCallError",

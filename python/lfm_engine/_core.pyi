@@ -46,6 +46,20 @@ class State:
     """
     KV pages and conv state of one sequence; made by Model.new_state().
     """
+    def append_page(
+        self, tokens: numpy.ndarray, kv: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8]
+    ) -> None:
+        """
+        Appends at most 64 tokens with their K and V as `pages` gave them, after pages that are full.
+        """
+    def common_prefix(self, input_ids: numpy.ndarray) -> int:
+        """
+        How many of input_ids [n] are the tokens that this state begins with.
+        """
+    def pages(self) -> list[numpy.typing.NDArray[numpy.uint8]]:
+        """
+        K and V of 64 tokens each, uint8 [page bytes] in the engine's layout, read-only and without a copy.
+        """
     def restore(self, snapshot: State) -> None:
         """
         Go back to a snapshot of this model's state, exactly.
@@ -53,6 +67,10 @@ class State:
     def snapshot(self) -> State:
         """
         An independent copy that shares KV pages until either side writes to them.
+        """
+    def truncate(self, length: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        Goes back to the first `length` tokens, exactly; ValueError if there are fewer. The next forward pass runs the last few tokens before them once more, to rebuild the conv state.
         """
     @property
     def length(self) -> int:
@@ -63,6 +81,16 @@ class State:
     def nbytes(self) -> int:
         """
         Bytes of pages (shared ones too) and conv state.
+        """
+    @property
+    def shared_nbytes(self) -> int:
+        """
+        Bytes of pages that other states or caches hold too.
+        """
+    @property
+    def tokens(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        A copy of the tokens, int32 [length].
         """
 
 class Model:
@@ -92,6 +120,10 @@ class Model:
     ]:
         """
         What a packed file holds: a list of matrices (name, layout, (rows, columns), parts as uint8 arrays over the model's own memory) and a dictionary of small float32 tensors. int8 and int4 only.
+        """
+    def fingerprint(self) -> int:
+        """
+        A digest of the weights as this model holds them, the same on every CPU: of all small tensors, and of some rows of every matrix.
         """
     def forward(
         self,
@@ -273,6 +305,14 @@ class Scheduler:
     def take_error(self, request: typing.SupportsInt | typing.SupportsIndex) -> typing.Any:
         """
         The exception that a hook of this request raised, once; None if there is none.
+        """
+    def take_state(self, request: typing.SupportsInt | typing.SupportsIndex) -> State:
+        """
+        The state of a request with use_state that has ended, once. It lacks the last token, and forced ones before it.
+        """
+    def use_state(self, request: typing.SupportsInt | typing.SupportsIndex, state: State) -> None:
+        """
+        The request goes on from what its prompt and the state have in common, before its first step. The state is not changed; that of the request can be taken when it has ended.
         """
     @property
     def idle(self) -> bool: ...

@@ -168,10 +168,12 @@ def run_requests(
     logits_processor: Any = None,
     stopping_criteria: Any = None,
     return_exceptions: bool = False,
+    state: _core.State | None = None,
 ) -> Any:
     """Generate for every prompt; see `CausalLM.generate` for the arguments and the result.
 
-    `prompts` are repeated and `constraints` holds one for each of them.
+    `prompts` are repeated and `constraints` holds one for each of them. `state` is for a single
+    prompt, which goes on from what they have in common; when all is done it holds the result.
     """
     begun = time.monotonic()
     processors = callables("logits_processor", logits_processor)
@@ -179,6 +181,8 @@ def run_requests(
     _check_together(config, constraints, return_exceptions)
     if streamer is not None and len(prompts.rows) > 1:
         raise ValueError("streamer works with one prompt, not with a batch")
+    if state is not None and len(prompts.rows) > 1:
+        raise ValueError("past_key_values works with one prompt, not with a batch")
     if config.stop_strings and tokenizer is None:
         raise ValueError("stop_strings needs tokenizer=, to know the text of the tokens")
     if core.num_threads > 1 and _core.forked_after_parallel():
@@ -218,6 +222,8 @@ def run_requests(
         )
         callbacks = RowCallbacks(config, prompt, limit, processors, criteria)
         callbacks.install(generation.scheduler, request)
+        if state is not None:
+            generation.scheduler.use_state(request, state)
         strings = config.stop_strings
         generation.rows[request] = _Row(
             IncrementalDecoder(tokenizer) if strings else None,
@@ -230,6 +236,8 @@ def run_requests(
     if streamer is not None:
         streamer.put(prompts.rows[0][None, :])
     generation.run(None if config.max_time is None else begun + config.max_time)
+    if state is not None:
+        state.restore(generation.scheduler.take_state(request))
     if streamer is not None:
         streamer.end()
 

@@ -30,6 +30,7 @@ from .generation import GenerationConfig
 from .inputs import read_prompts
 from .response_format import make_constraints
 from .scoring import Scoring
+from .session import Session
 from .tokenizer import AutoTokenizer
 
 __all__ = ["AutoModelForCausalLM", "CausalLM", "CausalLMOutput", "GenerateOutput"]
@@ -199,6 +200,7 @@ class CausalLM(Scoring):
         logits_processor: Any = None,
         stopping_criteria: Any = None,
         return_exceptions: bool = False,
+        past_key_values: _core.State | None = None,
         **options: Any,
     ) -> Any:
         """Continue prompts; all of them run together, packed without padding.
@@ -228,6 +230,9 @@ class CausalLM(Scoring):
                 tuple with `output_scores`, else None. A true answer ends the row.
             return_exceptions: a row whose callable or constraint raises ends as "error", with the
                 exception in the output's `.errors`, and the others go on; else generate raises.
+            past_key_values: a state (`core.new_state()`) of this model, for one prompt: what both
+                begin with is not computed again, and afterwards the state is that of the result
+                (but for its last token). `session` does this for you.
             **options: any of `GenerationConfig`, going before it.
 
         Returns:
@@ -266,6 +271,7 @@ class CausalLM(Scoring):
                 logits_processor=logits_processor,
                 stopping_criteria=stopping_criteria,
                 return_exceptions=return_exceptions,
+                state=past_key_values,
             )
         except BaseException as error:
             # A consumer in another thread would wait for ever.
@@ -376,6 +382,18 @@ class CausalLM(Scoring):
             tool_choice=tool_choice,
             **options,
         )
+
+    def session(self, tokenizer: Any = None) -> Session:
+        """Start a sequence that is kept between calls: see `Session`.
+
+        Args:
+            tokenizer: ours or one of transformers; for text, messages and stop strings.
+        """
+        return Session(self, tokenizer)
+
+    def load_session(self, path: str | os.PathLike[str], tokenizer: Any = None) -> Session:
+        """Read a session that `Session.save` wrote; see `Session.load`."""
+        return Session.load(path, self, tokenizer)
 
     def save_packed(self, path: str | os.PathLike[str], tokenizer: Any = None) -> None:
         """Write the whole model as one file that opens in milliseconds, for any CPU.

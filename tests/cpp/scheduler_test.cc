@@ -263,5 +263,42 @@ TEST(Scheduler, BadParametersThrowAndAddNothing) {
   EXPECT_TRUE(scheduler.step().empty());
 }
 
+TEST(Scheduler, GoesOnFromAState) {
+  const auto model = tiny_model(lfm2_config(), 50).load(ComputeType::bf16, 2);
+  const std::vector<int32_t> prompt = Rng(51).tokens(90, kVocab);
+  const Result want = alone(model, prompt, greedy(6));
+  SequenceState state = model->new_state();
+  for (const int64_t common : {0, 1, 40, 64, 89, 90}) {
+    std::vector<int32_t> other(prompt.begin(), prompt.begin() + common);
+    other.push_back((common < 90 ? prompt[common] + 1 : 5) % kVocab);
+    state = model->new_state();
+    run(*model, state, other, LogitsFor::none);
+    Scheduler scheduler(model, 16);
+    const int64_t id = scheduler.add(prompt, greedy(6));
+    scheduler.use_state(id, state);
+    EXPECT_TRUE(throws_naming("has no state to take", [&] { scheduler.take_state(id); }));
+    std::vector<int32_t> tokens;
+    while (!scheduler.idle()) {
+      for (const StepEvent& event : scheduler.step()) tokens.push_back(event.token);
+    }
+    EXPECT_EQ(tokens, want.tokens) << common;
+    EXPECT_EQ(state.length(), common + 1);
+    SequenceState after = scheduler.take_state(id);
+    EXPECT_EQ(after.length(), 95);
+    EXPECT_TRUE(throws_naming("has no state to take", [&] { scheduler.take_state(id); }));
+    after.truncate(90);
+    EXPECT_EQ(after.common_prefix(prompt), 90);
+  }
+  Scheduler scheduler(model, 16);
+  EXPECT_TRUE(throws_naming("request 3 is not running", [&] { scheduler.use_state(3, state); }));
+  const int64_t id = scheduler.add(prompt, greedy(6));
+  const auto stranger = tiny_model(lfm2_config(), 52).load(ComputeType::bf16);
+  EXPECT_TRUE(throws_naming("belongs to another model", [&] { scheduler.use_state(id, stranger->new_state()); }));
+  scheduler.step();
+  EXPECT_TRUE(throws_naming("has begun", [&] { scheduler.use_state(id, state); }));
+  scheduler.cancel(id);
+  EXPECT_TRUE(throws_naming("has no state to take", [&] { scheduler.take_state(id); }));  // not asked for
+}
+
 }  // namespace
 }  // namespace lfm::testing

@@ -130,5 +130,105 @@ TEST(State, PagesAreSharedUntilWritten) {
   EXPECT_EQ(snapshot.length(), 130);
 }
 
+// Back to `length` and on with other tokens, with the bits of a run from scratch; in pieces too.
+void check_truncated(const Model& model, const SequenceState& full, std::span<const int32_t> tokens, int64_t length) {
+  const std::vector<int32_t> tail = Rng(static_cast<uint64_t>(length)).tokens(9, kVocab);
+  const std::vector<float> want = from_scratch(model, tokens.first(static_cast<size_t>(length)), tail);
+  SequenceState state = full;
+  state.truncate(length);
+  ASSERT_EQ(state.length(), length);
+  ASSERT_EQ(state.replay(), std::min(length, state.layout().conv_reach));
+  SequenceState pieces = state;
+  ASSERT_TRUE(same_bits(run(model, state, tail), want)) << length;
+  ASSERT_EQ(state.replay(), 0);
+  ASSERT_EQ(state.common_prefix(tokens.first(static_cast<size_t>(length))), length);
+  for (size_t i = 0; i < tail.size(); i += 3) {
+    const std::vector<float> got = run(model, pieces, std::span(tail).subspan(i, 3));
+    ASSERT_TRUE(same_bits(got.data(), &want[i * kVocab], 3 * kVocab)) << length << " + " << i;
+  }
+}
+
+TEST(State, TruncatedToAnyTokenItHasTheBitsOfARunFromScratch) {
+  const struct {
+    ModelConfig config;
+    int64_t tokens;
+  } cases[] = {{lfm2_config(), 140},
+               {biased_config(), 140},
+               {llama_config(), 140},
+               {tiny_config(16, {1, 1, 8}, "cc"), 70},
+               {tiny_config(40, {4, 2, 12}, "ccacccacc"), 80}};
+  uint64_t seed = 30;
+  for (const auto& [config, count] : cases) {
+    const TinyModel tiny = tiny_model(config, ++seed);
+    const std::vector<int32_t> tokens = Rng(seed).tokens(count, kVocab);
+    for (const ComputeType type : kTypes) {
+      const auto model = tiny.load(type, 2);
+      SequenceState full = model->new_state();
+      run(*model, full, tokens, LogitsFor::none);
+      for (int64_t length = 0; length < count; length += length < 24 || length % 64 > 60 ? 1 : 5) {
+        check_truncated(*model, full, tokens, length);
+      }
+      ASSERT_EQ(full.common_prefix(tokens), count);  // its pages were shared, and not written to
+      check_truncated(*model, full, tokens, count - 1);
+    }
+  }
+}
+
+TEST(State, TruncatedBeyondTheAttentionSplitForEveryKvType) {
+  const TinyModel tiny = tiny_model(lfm2_config(), 36);
+  const std::vector<int32_t> tokens = Rng(37).tokens(1100, kVocab);
+  for (const KvType kv : {KvType::f32, KvType::bf16, KvType::int8}) {
+    const Model model(tiny.config, tiny.source(), ComputeType::f32, 2, kv);
+    SequenceState full = model.new_state();
+    run(model, full, tokens, LogitsFor::none);
+    for (const int64_t length : {500, 512, 514, 1022, 1024, 1030}) check_truncated(model, full, tokens, length);
+  }
+}
+
+TEST(State, ReplayWritesNoPage) {
+  const auto model = tiny_model(lfm2_config(), 38).load(ComputeType::bf16);
+  const std::vector<int32_t> tokens = Rng(39).tokens(130, kVocab);
+  SequenceState full = model->new_state();
+  run(*model, full, tokens, LogitsFor::none);
+  SequenceState cut = full;
+  cut.truncate(128);  // a page border, which the replay begins before
+  run(*model, cut, std::span(tokens).subspan(128), LogitsFor::none);
+  EXPECT_EQ(cut.shared_nbytes(), 2 * cut.layout().page_bytes);
+  cut.truncate(70);
+  cut.truncate(70);
+  EXPECT_EQ(cut.num_pages(), 2);
+  EXPECT_EQ(cut.shared_nbytes(), 2 * cut.layout().page_bytes);
+  EXPECT_TRUE(throws_naming("length must be between 0 and 70", [&] { cut.truncate(71); }));
+  EXPECT_TRUE(throws_naming("length must be between 0 and 70", [&] { cut.truncate(-1); }));
+  cut.truncate(0);
+  EXPECT_EQ(cut.num_pages(), 0);
+  EXPECT_EQ(cut.replay(), 0);
+}
+
+TEST(State, PagesOfAnotherStateMakeTheSameState) {
+  const auto model = tiny_model(lfm2_config(), 40).load(ComputeType::int8);
+  const std::vector<int32_t> tokens = Rng(41).tokens(150, kVocab), tail = Rng(42).tokens(5, kVocab);
+  SequenceState full = model->new_state();
+  run(*model, full, tokens, LogitsFor::none);
+  SequenceState copy = model->new_state();
+  const auto kv_of = [&](int64_t page) {
+    const auto& kv = full.shared_page(page)->kv;
+    return std::span(kv.data(), kv.size());
+  };
+  for (int64_t page = 0; page < 3; ++page) {
+    const auto begin = static_cast<size_t>(page * kPage);
+    copy.append_page(std::span(tokens).subspan(begin, std::min<size_t>(kPage, tokens.size() - begin)), kv_of(page));
+  }
+  EXPECT_TRUE(throws_naming("not full", [&] { copy.append_page(tail, kv_of(0)); }));
+  EXPECT_TRUE(same_bits(run(*model, copy, tail), from_scratch(*model, tokens, tail)));
+  SequenceState empty = model->new_state();
+  EXPECT_TRUE(throws_naming("bytes of K and V", [&] { empty.append_page(tail, kv_of(0).first(64)); }));
+  EXPECT_TRUE(throws_naming("1 to 64 tokens", [&] { empty.append_page(tokens, kv_of(0)); }));
+  EXPECT_TRUE(throws_naming("1 to 64 tokens", [&] { empty.append_page({}, kv_of(0)); }));
+  const int32_t outside[] = {3, 97};
+  EXPECT_TRUE(throws_naming("tokens holds 97", [&] { empty.append_page(outside, kv_of(0)); }));
+  EXPECT_EQ(empty.length(), 0);
+}
+
 }  // namespace
 }  // namespace lfm::testing

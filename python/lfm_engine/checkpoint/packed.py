@@ -310,7 +310,7 @@ def write_packed(
     fields = (start + table.nbytes, len(text), zlib.crc32(text), 0)
     crc = zlib.crc32(_HEADER.pack(_MAGIC, _VERSION, 0, *fields))
     head = _HEADER.pack(_MAGIC, _VERSION, crc, *fields) + text
-    _write_atomically(path, [head, bytes(start - len(head)), *table.contents])
+    write_atomically(path, [head, bytes(start - len(head)), *table.contents])
 
 
 class _Table:
@@ -330,7 +330,7 @@ class _Table:
         return section
 
 
-def _write_atomically(path: Path, contents: Sequence[Any]) -> None:
+def write_atomically(path: Path, contents: Sequence[Any]) -> None:
     """Writes a file beside `path` and gives it that name once it is on the disk."""
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
