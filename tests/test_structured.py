@@ -67,9 +67,9 @@ def random_schemas() -> st.SearchStrategy[Any]:
     leaf = st.one_of(
         st.just({"type": "boolean"}),
         st.just({"type": "null"}),
-        st.lists(st.text(max_size=4) | st.integers() | st.none(), min_size=1, max_size=4).map(
-            lambda values: {"enum": values}
-        ),
+        st.lists(
+            st.text(max_size=4) | st.integers(-(2**53), 2**53) | st.none(), min_size=1, max_size=4
+        ).map(lambda values: {"enum": values}),
         st.tuples(st.integers(0, 3), st.integers(0, 4)).map(
             lambda n: {"type": "string", "minLength": n[0], "maxLength": n[0] + n[1]}
         ),
@@ -104,6 +104,17 @@ def random_schemas() -> st.SearchStrategy[Any]:
         return objects | arrays | either
 
     return st.recursive(leaf, nested, max_leaves=6)
+
+
+@pytest.mark.parametrize("number", [2**53 + 1, -(2**60), 10**30])
+def test_integers_that_would_be_rounded_raise(number: int, chat_tokenizer: Tokenizer) -> None:
+    for schema in (
+        {"enum": [1, number]},
+        {"type": "object", "properties": {"a": {"const": number}}},
+    ):
+        with pytest.raises(ValueError, match=rf"response_format: .*{number}.*2\*\*53"):
+            compiled(json_format(schema), chat_tokenizer)
+    compiled(json_format({"enum": [2**53], "default": number}), chat_tokenizer)
 
 
 @given(random_schemas(), st.integers(0, 2**32))

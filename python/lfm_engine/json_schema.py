@@ -56,6 +56,18 @@ def has_finite_value(schema: Any) -> bool:
         ending |= more
 
 
+def inexact_integer(schema: Any) -> int | None:
+    """The first integer of a schema that double precision does not hold, which llguidance reads."""
+    if isinstance(schema, int) and abs(schema) > 2**53:
+        return schema
+    values: list[Any] = []
+    if isinstance(schema, dict):
+        values = [value for key, value in schema.items() if key not in ("default", "examples")]
+    elif isinstance(schema, (list, tuple)):
+        values = list(schema)
+    return next((n for n in map(inexact_integer, values) if n is not None), None)
+
+
 def _references(schema: Any) -> set[str]:
     if not isinstance(schema, dict):
         return set()

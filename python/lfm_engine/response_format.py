@@ -8,7 +8,7 @@ from typing import Any
 
 from .constraint import Constraint, PrefixConstraint, compile_grammar
 from .inputs import Prompts
-from .json_schema import close_objects, has_finite_value
+from .json_schema import close_objects, has_finite_value, inexact_integer
 
 _KEYS = {
     "text": set(),
@@ -143,6 +143,11 @@ def _json_grammar(schema: Any, whitespace: Any) -> dict[str, Any]:
         raise ValueError(f"response_format: the schema is not JSON: {error}") from None
     if schema is True:
         schema = {}
+    if (number := inexact_integer(schema)) is not None:
+        raise ValueError(
+            f"response_format: the schema has the integer {number}; those beyond 2**53 cannot be kept "
+            "exactly"
+        )
     if not has_finite_value(schema):
         raise ValueError("response_format: the schema refers to itself without end")
     if isinstance(schema, dict):
