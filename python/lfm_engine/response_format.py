@@ -145,8 +145,8 @@ def _json_grammar(schema: Any, whitespace: Any) -> dict[str, Any]:
         schema = {}
     if (number := inexact_integer(schema)) is not None:
         raise ValueError(
-            f"response_format: the schema has the integer {number}; those beyond 2**53 cannot be kept "
-            "exactly"
+            f"response_format: the schema has the integer {number}; those beyond 2**53 cannot be "
+            "kept exactly"
         )
     if not has_finite_value(schema):
         raise ValueError("response_format: the schema refers to itself without end")
