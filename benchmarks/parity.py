@@ -162,6 +162,19 @@ def engine_greedy(model: Any, prompt: list[int], new: int, eos: list[int]) -> li
     return tokens
 
 
+def greedy_chats(
+    model: Any, path: Path, new: int
+) -> tuple[list[list[int]], list[list[int]], list[int]]:
+    """The prompts of CHATS, what the engine says to them, and the end-of-sequence ids."""
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    eos = list(model.config.eos_token_id)
+    prompts = [
+        list(tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
+        for chat in CHATS
+    ]
+    return prompts, [engine_greedy(model, prompt, new, eos) for prompt in prompts], eos
+
+
 def log_softmax(logits: Floats) -> npt.NDArray[np.float64]:
     """Log-probabilities of rows, in double."""
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
@@ -246,14 +259,8 @@ def check_full_size(folder: Path, lengths: list[int], new: int, threads: int | N
 def check_gguf(path: Path, new: int, threads: int | None) -> bool:
     """Part two; prints its table and returns whether all is well."""
     # The same ids go to both: the engine's reading of a GGUF tokenizer is a test of its own.
-    tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype="float32", num_threads=threads)
-    eos = list(model.config.eos_token_id)
-    prompts = [
-        list(tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
-        for chat in CHATS
-    ]
-    found = [engine_greedy(model, prompt, new, eos) for prompt in prompts]
+    prompts, found, eos = greedy_chats(model, path, new)
     del model
 
     oracle = load_transformers(path, "float32", threads)

@@ -38,8 +38,7 @@ from tqdm import tqdm
 from lfm_engine import AutoModelForCausalLM, AutoTokenizer
 from machine_lock import MachineLock
 from make_model import quantize_gguf
-from parity import engine_greedy, load_transformers, log_softmax, transformers_logits
-from parity_prompts import CHATS
+from parity import greedy_chats, load_transformers, log_softmax, transformers_logits
 from tables import format_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -255,13 +254,7 @@ def check_greedy(path: Path, dtype: str, new: int, threads: int | None) -> bool:
     model = engine(path, Ours(dtype), [], threads)
     if model is None:
         return True
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    eos = list(model.config.eos_token_id)
-    prompts = [
-        list(tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
-        for chat in CHATS
-    ]
-    found = [engine_greedy(model, prompt, new, eos) for prompt in prompts]
+    prompts, found, eos = greedy_chats(model, path, new)
     del model
     peer = LlamaCpp(path, threads)
     parted, moved, total = [], 0.0, 0
