@@ -46,7 +46,8 @@ struct PyState {
 };
 
 struct PyScheduler {
-  PyScheduler(std::shared_ptr<Model> m, int64_t chunk) : model(m), scheduler(std::move(m), chunk) {}
+  PyScheduler(std::shared_ptr<Model> m, int64_t chunk, std::shared_ptr<PrefixCache> cache)
+      : model(m), scheduler(std::move(m), chunk, std::move(cache)) {}
   std::shared_ptr<Model> model;
   Scheduler scheduler;
   std::map<int64_t, py::array> masks;  // keeps alive what the scheduler reads
@@ -260,6 +261,11 @@ py::object take_error(PyScheduler& s, int64_t request) {
   return error;
 }
 
+size_t size_from_python(const char* name, int64_t value) {
+  check(value >= 0, name, " must not be negative, not ", value);
+  return static_cast<size_t>(value);
+}
+
 std::shared_ptr<FileMap> map_file(int fd) {
   try {
     return std::make_shared<FileMap>(fd);
@@ -382,8 +388,33 @@ PYBIND11_MODULE(_core, m) {
            "One packed step of several sequences, without padding; returns the last logits of each, [batch, vocab].");
 
   bind_processors(m);
+  py::class_<PrefixCache, std::shared_ptr<PrefixCache>>(
+      m, "PrefixCache",
+      "K and V of what was computed, for prompts that begin alike. What was not used for longest is given up first. "
+      "Safe to use from several threads.")
+      .def(py::init([](std::shared_ptr<Model> model, int64_t max_bytes) {
+             return std::make_shared<PrefixCache>(std::move(model), size_from_python("max_bytes", max_bytes));
+           }),
+           py::arg("model"), py::arg("max_bytes"))
+      .def_property(
+          "max_bytes", &PrefixCache::max_bytes,
+          [](PrefixCache& s, int64_t bytes) { s.set_max_bytes(size_from_python("max_bytes", bytes)); },
+          "The budget; 0 turns the cache off. A smaller one takes effect at once.")
+      .def_property_readonly("nbytes", &PrefixCache::nbytes, "Bytes held, also of what running requests share.")
+      .def_property_readonly("reused_tokens", &PrefixCache::reused_tokens,
+                             "Tokens that were not computed again so far.")
+      .def(
+          "match",
+          [](PrefixCache& s, const py::array& ids) { return s.match(token_ids_from_python(ids, "input_ids")); },
+          py::arg("input_ids"), "How many of input_ids [n], from the first on, are cached.")
+      .def("clear", &PrefixCache::clear, "Gives everything up.");
+
   py::class_<PyScheduler>(m, "Scheduler", "Continuous batching over one model; requests join and leave at any step.")
-      .def(py::init<std::shared_ptr<Model>, int64_t>(), py::arg("model"), py::arg("prefill_chunk") = kChunk)
+      .def(py::init([](std::shared_ptr<Model> model, int64_t chunk,
+                       const std::optional<std::shared_ptr<PrefixCache>>& cache) {
+             return std::make_unique<PyScheduler>(std::move(model), chunk, cache.value_or(nullptr));
+           }),
+           py::arg("model"), py::arg("prefill_chunk") = kChunk, py::arg("prefix_cache") = py::none())
       .def("add", &add_request, py::arg("input_ids"), py::kw_only(), py::arg("max_new_tokens"),
            py::arg("eos_token_ids") = std::vector<int64_t>(), py::arg("do_sample") = false,
            py::arg("temperature") = 1.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f,

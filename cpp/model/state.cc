@@ -87,11 +87,16 @@ void SequenceState::append_page(std::span<const int32_t> tokens, std::span<const
   auto page = std::make_shared<KvPage>(layout_->page_bytes);
   std::copy(tokens.begin(), tokens.end(), page->tokens.begin());
   if (!kv.empty()) std::memcpy(page->kv.data(), kv.data(), kv.size());
+  append_page(std::move(page), static_cast<int64_t>(tokens.size()));
+}
+
+void SequenceState::append_page(std::shared_ptr<KvPage> page, int64_t count) {
+  check(length_ % kPage == 0, "the last page of the state is not full");
   // Room that was reserved beyond the last token.
   pages_.resize(static_cast<size_t>(length_ / kPage));
   page_data_.resize(pages_.size());
   add_page(std::move(page));
-  length_ += static_cast<int64_t>(tokens.size());
+  length_ += count;
   replay_from_pages();
 }
 

@@ -63,6 +63,9 @@ class SequenceState {
   // the vocabulary.
   void append_page(std::span<const int32_t> tokens, std::span<const std::byte> kv);
 
+  // The same with the first `count` tokens of a page that others hold too.
+  void append_page(std::shared_ptr<KvPage> page, int64_t count);
+
   // Makes room for `tokens` more and un-shares the pages that they write to. Throws std::bad_alloc and changes nothing
   // visible then.
   void reserve(int64_t tokens);
@@ -70,7 +73,8 @@ class SequenceState {
 
   std::byte* page(int64_t i) { return pages_[static_cast<size_t>(i)]->kv.data(); }
   const std::byte* page(int64_t i) const { return pages_[static_cast<size_t>(i)]->kv.data(); }
-  std::shared_ptr<const KvPage> shared_page(int64_t i) const { return pages_[static_cast<size_t>(i)]; }
+  // For others to hold: a page that is held twice is not written to.
+  const std::shared_ptr<KvPage>& shared_page(int64_t i) const { return pages_[static_cast<size_t>(i)]; }
   const std::byte* const* pages() const { return page_data_.data(); }  // [num_pages()], until the next reserve()
   int64_t num_pages() const { return static_cast<int64_t>(pages_.size()); }
 

@@ -7,7 +7,10 @@
 
 namespace lfm {
 
-Scheduler::Scheduler(std::shared_ptr<const Model> model, int64_t chunk) : model_(std::move(model)), chunk_(chunk) {
+Scheduler::Scheduler(std::shared_ptr<const Model> model, int64_t chunk, std::shared_ptr<PrefixCache> cache)
+    : model_(std::move(model)), chunk_(chunk), cache_(std::move(cache)) {
+  check(cache_ == nullptr || &cache_->layout() == &model_->new_state().layout(),
+        "the prefix cache belongs to another model");
   check(chunk >= 1, "prefill_chunk must be >= 1, not ", chunk);
 }
 
@@ -38,6 +41,7 @@ int64_t Scheduler::add(std::vector<int32_t> prompt, const RequestParams& params)
 void Scheduler::cancel(int64_t request) {
   const auto found = std::find_if(requests_.begin(), requests_.end(), [&](const auto& r) { return r->id == request; });
   if (found == requests_.end()) return;
+  if (cache_) cache_->insert((*found)->state);
   if ((*found)->keep_state) kept_.insert_or_assign(request, std::move((*found)->state));
   requests_.erase(found);
 }
@@ -124,18 +128,49 @@ int32_t Scheduler::sample(Request& r, std::span<float> row) {
   return token;
 }
 
+// What the cache has of a request's prompt becomes its state. False: it waits for another one that is about to compute
+// more of it.
+bool Scheduler::begin(Request& r, std::vector<Request*>& prefilling) {
+  if (r.begun || cache_ == nullptr || cache_->max_bytes() == 0) return true;
+  constexpr int64_t kWorthwhile = 16;  // tokens saved, for which it is good to share a page that will be copied
+  // The last token's logits are needed.
+  const auto prompt = std::span<const int32_t>(r.tokens).first(static_cast<size_t>(r.prompt_length - 1));
+  const int64_t cached = cache_->match(prompt);
+  const auto saved = [&](int64_t length) { return length - std::min(length, r.state.layout().conv_reach); };
+  const int64_t known = std::max({r.processed, saved(cached)});
+  for (Request* other : prefilling) {
+    const auto theirs = std::span<const int32_t>(other->tokens).first(static_cast<size_t>(other->prompt_length));
+    const auto same = std::mismatch(prompt.begin(), prompt.end(), theirs.begin(), theirs.end()).first - prompt.begin();
+    if (saved(same) - known >= kWorthwhile) {
+      other->followed = true;
+      return false;
+    }
+  }
+  if (saved(cached) - r.processed >= kWorthwhile) {
+    r.state = cache_->find(prompt);
+    r.processed = r.state.length();
+  }
+  r.begun = true;
+  prefilling.push_back(&r);
+  return true;
+}
+
 std::vector<StepEvent> Scheduler::step() {
   // Every decoding request gets its one token; prompts and appended tokens share what the chunk has room for, first
   // come first served.
-  std::vector<Request*> running;
+  std::vector<Request*> running, prefilling;
   std::vector<SequenceInput> inputs;
+  for (const auto& r : requests_) {
+    if (r->begun && r->processed < r->prompt_length) prefilling.push_back(r.get());
+  }
   int64_t room = chunk_;
   for (const auto& r : requests_) {
     const auto total = static_cast<int64_t>(r->tokens.size());
     const bool decoding = total > r->prompt_length && total - r->processed == 1;
+    if (!decoding && (room <= 0 || !begin(*r, prefilling))) continue;
     const int64_t count = decoding ? 1 : std::min(room, total - r->processed);
     if (count == 0) continue;
-    if (!decoding) room -= count;
+    if (!decoding) room -= count + r->state.replay();
     const bool last = r->processed + count == total;
     running.push_back(r.get());
     // Logits that a mask rules out are not computed, unless somebody wants to see them.
@@ -154,6 +189,7 @@ std::vector<StepEvent> Scheduler::step() {
   for (size_t i = 0; i < running.size(); ++i) {
     Request& r = *running[i];
     r.processed += static_cast<int64_t>(inputs[i].tokens.size());
+    if (std::exchange(r.followed, false)) cache_->insert(r.state);
     if (inputs[i].logits_for == LogitsFor::none) continue;
     const std::span<float> row(logits, static_cast<size_t>(vocab));
     logits += vocab;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "model/model.h"
+#include "runtime/prefix_cache.h"
 #include "runtime/processors.h"
 #include "runtime/sampler.h"
 
@@ -47,8 +48,9 @@ struct StepEvent {
 // Not thread-safe: one thread at a time. Several schedulers may share a model.
 class Scheduler {
  public:
-  // chunk: prompt tokens of one step at most.
-  Scheduler(std::shared_ptr<const Model> model, int64_t chunk);
+  // chunk: prompt tokens of one step at most. cache: of the same model; may be null. With a cache, a request that
+  // begins like another one whose prompt is being computed waits for that, so that a shared prefix is computed once.
+  Scheduler(std::shared_ptr<const Model> model, int64_t chunk, std::shared_ptr<PrefixCache> cache = nullptr);
 
   // Returns the request's id. Throws std::invalid_argument for a bad prompt or parameter.
   int64_t add(std::vector<int32_t> prompt, const RequestParams& params);
@@ -96,8 +98,11 @@ class Scheduler {
     std::array<LogitsHook, kLogitsStages> hooks = {};
     bool normalize_scores = false;
     bool keep_state = false;
+    bool begun = false;     // took what the cache has
+    bool followed = false;  // others wait for what it computes
   };
 
+  bool begin(Request& request, std::vector<Request*>& prefilling);
   Request& running(int64_t request);
   int32_t sample(Request& r, std::span<float> row);
   StepEvent take(Request& r, int32_t token);
@@ -105,6 +110,7 @@ class Scheduler {
 
   std::shared_ptr<const Model> model_;
   int64_t chunk_;
+  std::shared_ptr<PrefixCache> cache_;
   int64_t next_id_ = 0;
   std::deque<std::unique_ptr<Request>> requests_;
   std::map<int64_t, SequenceState> kept_;  // of requests that ended

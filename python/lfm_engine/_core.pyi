@@ -13,6 +13,7 @@ import numpy.typing
 __all__: list[str] = [
     "FileMap",
     "Model",
+    "PrefixCache",
     "ProcessorParams",
     "Scheduler",
     "State",
@@ -242,12 +243,48 @@ class ProcessorParams:
         self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
     ) -> None: ...
 
+class PrefixCache:
+    """
+    K and V of what was computed, for prompts that begin alike. What was not used for longest is given up first. Safe to use from several threads.
+    """
+    def __init__(
+        self, model: Model, max_bytes: typing.SupportsInt | typing.SupportsIndex
+    ) -> None: ...
+    def clear(self) -> None:
+        """
+        Gives everything up.
+        """
+    def match(self, input_ids: numpy.ndarray) -> int:
+        """
+        How many of input_ids [n], from the first on, are cached.
+        """
+    @property
+    def max_bytes(self) -> int:
+        """
+        The budget; 0 turns the cache off. A smaller one takes effect at once.
+        """
+    @max_bytes.setter
+    def max_bytes(self, arg1: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def nbytes(self) -> int:
+        """
+        Bytes held, also of what running requests share.
+        """
+    @property
+    def reused_tokens(self) -> int:
+        """
+        Tokens that were not computed again so far.
+        """
+
 class Scheduler:
     """
     Continuous batching over one model; requests join and leave at any step.
     """
     def __init__(
-        self, model: Model, prefill_chunk: typing.SupportsInt | typing.SupportsIndex = 256
+        self,
+        model: Model,
+        prefill_chunk: typing.SupportsInt | typing.SupportsIndex = 256,
+        prefix_cache: PrefixCache | None = None,
     ) -> None: ...
     def add(
         self,

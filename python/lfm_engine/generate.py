@@ -86,9 +86,14 @@ class _Generation:
     """The scheduler with the rows of one call: passes tokens out and constraints in."""
 
     def __init__(
-        self, core: _core.Model, vocab_size: int, streamer: Any, return_exceptions: bool
+        self,
+        core: _core.Model,
+        vocab_size: int,
+        streamer: Any,
+        return_exceptions: bool,
+        prefix_cache: _core.PrefixCache | None,
     ) -> None:
-        self.scheduler = _core.Scheduler(core)
+        self.scheduler = _core.Scheduler(core, prefix_cache=prefix_cache)
         self.rows: dict[int, _Row] = {}
         self._vocab_size = vocab_size
         self._streamer = streamer
@@ -169,6 +174,7 @@ def run_requests(
     stopping_criteria: Any = None,
     return_exceptions: bool = False,
     state: _core.State | None = None,
+    prefix_cache: _core.PrefixCache | None = None,
 ) -> Any:
     """Generate for every prompt; see `CausalLM.generate` for the arguments and the result.
 
@@ -196,7 +202,7 @@ def run_requests(
     seed = int.from_bytes(os.urandom(8), "little") if config.seed is None else config.seed
 
     vocab_size = model_config.vocab_size
-    generation = _Generation(core, vocab_size, streamer, return_exceptions)
+    generation = _Generation(core, vocab_size, streamer, return_exceptions, prefix_cache)
     for stream, prompt in enumerate(prompts.rows):
         limit = config.new_token_limit(prompt.size, model_config.max_position_embeddings)
         if limit < 1:
