@@ -189,8 +189,9 @@ std::vector<int32_t> eos_from_python(const std::vector<int64_t>& ids, int64_t vo
 int64_t add_request(PyScheduler& s, const py::array& prompt, int64_t max_new_tokens, const std::vector<int64_t>& eos,
                     bool do_sample, float temperature, int64_t top_k, float top_p, float min_p, float typical_p,
                     float epsilon_cutoff, float eta_cutoff, uint64_t seed, uint64_t stream,
-                    const std::optional<ProcessorParams>& processors) {
+                    const std::optional<ProcessorParams>& processors, int64_t speculation) {
   RequestParams params;
+  params.speculation = speculation;
   params.sampling = {do_sample, temperature, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff, seed, stream};
   if (processors) params.processors = *processors;
   params.max_new_tokens = max_new_tokens;
@@ -419,7 +420,7 @@ PYBIND11_MODULE(_core, m) {
            py::arg("eos_token_ids") = std::vector<int64_t>(), py::arg("do_sample") = false,
            py::arg("temperature") = 1.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f,
            py::arg("typical_p") = 1.0f, py::arg("epsilon_cutoff") = 0.0f, py::arg("eta_cutoff") = 0.0f,
-           py::arg("seed") = 0, py::arg("stream") = 0, py::arg("processors") = py::none(),
+           py::arg("seed") = 0, py::arg("stream") = 0, py::arg("processors") = py::none(), py::arg("speculation") = 0,
            "Adds a request and returns its id.")
       .def(
           "cancel",
@@ -467,9 +468,18 @@ PYBIND11_MODULE(_core, m) {
           "The state of a request with use_state that has ended, once. It lacks the last token, and forced ones before "
           "it.")
       .def_property_readonly("idle", [](const PyScheduler& s) { return s.scheduler.idle(); })
-      .def("step", &step,
-           "One forward pass; returns (request, token, finish) with finish '', 'stop', 'length' or 'error: ...' (token "
-           "-1).");
+      .def(
+          "step", &step,
+          "At most one forward pass; returns (request, token, finish) with finish '', 'stop', 'length' or 'error: ...' "
+          "(token -1).")
+      .def_property_readonly(
+          "passes", [](const PyScheduler& s) { return s.scheduler.passes(); }, "Forward passes so far.")
+      .def_property_readonly(
+          "drafted_tokens", [](const PyScheduler& s) { return s.scheduler.drafted_tokens(); },
+          "Tokens that speculation drafted so far.")
+      .def_property_readonly(
+          "accepted_tokens", [](const PyScheduler& s) { return s.scheduler.accepted_tokens(); },
+          "Those of them that came.");
 
   m.def("dequantize", &dequantize, py::arg("data"), py::arg("dtype"),
         "The float32 values [rows, cols] of uint8 [rows, bytes]: blocks of GGUF's type of that name, such as 'q4_k'.");

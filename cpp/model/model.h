@@ -20,9 +20,11 @@ struct SequenceInput {
   SequenceState* state;
   std::span<const int32_t> tokens;
   LogitsFor logits_for = LogitsFor::last;
-  // With LogitsFor::last, null or one bit per token, ceil(vocab_size / 32) words, low bit first: where the bit is 0 the
-  // logit is -inf and its row of the output head is not computed.
+  // With LogitsFor::last and one row, null or one bit per token, ceil(vocab_size / 32) words, low bit first: where the
+  // bit is 0 the logit is -inf and its row of the output head is not computed.
   const uint32_t* allowed = nullptr;
+  int64_t last_rows = 1;           // with LogitsFor::last: for so many of the last tokens
+  ConvHistory* history = nullptr;  // if not null, gets the conv state after each token
 };
 
 // Rows of logits that a forward pass over `inputs` gives.

@@ -37,6 +37,13 @@ struct KvPage {
   Buffer<std::byte> kv;
 };
 
+// The conv states after each of the latest tokens of a sequence, so that these tokens can be taken back for the price
+// of a copy. Filled by a forward pass.
+struct ConvHistory {
+  int64_t begin = 0, count = 0;  // [i] is the state after the first begin + i + 1 tokens
+  Buffer<float> conv;            // [count][conv layer][conv_past][hidden]
+};
+
 // Copying is a snapshot: pages are shared and copied only when one of the owners writes to them. Assigning a snapshot
 // back restores it. A copy costs the conv state (40 KiB in bf16 terms) plus one pointer per 64 tokens.
 //
@@ -57,6 +64,9 @@ class SequenceState {
 
   // Goes back to the first `length` tokens. Throws std::invalid_argument when it has fewer.
   void truncate(int64_t length);
+
+  // The same without a replay, to a length that is in `recent`, which the last forward pass filled.
+  void truncate(int64_t length, const ConvHistory& recent);
 
   // Makes this the state after all tokens of its pages and these, at most kPage, whose K and V are `kv`
   // [page_bytes]. Throws std::invalid_argument when the last page is not full, for wrong sizes, and for tokens outside
@@ -88,6 +98,7 @@ class SequenceState {
 
  private:
   void add_page(std::shared_ptr<KvPage> page);
+  void drop_tokens(int64_t length);
   void replay_from_pages();
 
   std::shared_ptr<const StateLayout> layout_;

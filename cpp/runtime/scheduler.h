@@ -15,6 +15,7 @@
 #include "model/model.h"
 #include "runtime/prefix_cache.h"
 #include "runtime/processors.h"
+#include "runtime/prompt_lookup.h"
 #include "runtime/sampler.h"
 
 namespace lfm {
@@ -24,6 +25,9 @@ struct RequestParams {
   ProcessorParams processors;
   int64_t max_new_tokens = 1;
   std::vector<int32_t> eos_token_ids;
+  // Tokens that are drafted by prompt lookup and verified in one pass at most; 0: none. It changes no result: a token
+  // is kept where the request would have chosen it from the same logits with the same random number.
+  int64_t speculation = 0;
 };
 
 // What a caller may look at and change before a token is chosen: the model's logits, those that the processors made of
@@ -81,8 +85,14 @@ class Scheduler {
   // std::invalid_argument where there is none.
   SequenceState take_state(int64_t request);
 
-  // One forward pass; the tokens that it gave, in the order in which requests were added.
+  // At most one forward pass, and at most one token of each request, in the order in which they were added. Tokens for
+  // which a verified draft has the logits already come first, without a pass.
   std::vector<StepEvent> step();
+
+  // Of all requests so far: tokens that were drafted, and those of them that came.
+  int64_t drafted_tokens() const { return drafted_tokens_; }
+  int64_t accepted_tokens() const { return accepted_tokens_; }
+  int64_t passes() const { return passes_; }  // forward passes
 
  private:
   struct Request {
@@ -100,9 +110,21 @@ class Scheduler {
     bool keep_state = false;
     bool begun = false;     // took what the cache has
     bool followed = false;  // others wait for what it computes
+    // Speculation: the last pass computed `draft` after the first draft_begin tokens, with the logits after each.
+    PromptLookup lookup{0};
+    std::vector<int32_t> draft = {}, pending = {};
+    int64_t draft_begin = 0;
+    float* rows = nullptr;  // [draft + 1, vocab], in logits_
+    ConvHistory history = {};
+
+    int64_t agreed() const;  // tokens of the draft that came
   };
 
   bool begin(Request& request, std::vector<Request*>& prefilling);
+  void propose(Request& request, int64_t limit);
+  void settle(Request& request);
+  std::vector<StepEvent> sample_verified();
+  StepEvent next(Request& request, float* row);
   Request& running(int64_t request);
   int32_t sample(Request& r, std::span<float> row);
   StepEvent take(Request& r, int32_t token);
@@ -112,6 +134,7 @@ class Scheduler {
   int64_t chunk_;
   std::shared_ptr<PrefixCache> cache_;
   int64_t next_id_ = 0;
+  int64_t drafted_tokens_ = 0, accepted_tokens_ = 0, passes_ = 0;
   std::deque<std::unique_ptr<Request>> requests_;
   std::map<int64_t, SequenceState> kept_;  // of requests that ended
   Workspace ws_;

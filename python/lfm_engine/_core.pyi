@@ -303,6 +303,7 @@ class Scheduler:
         seed: typing.SupportsInt | typing.SupportsIndex = 0,
         stream: typing.SupportsInt | typing.SupportsIndex = 0,
         processors: ProcessorParams | None = None,
+        speculation: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> int:
         """
         Adds a request and returns its id.
@@ -337,7 +338,7 @@ class Scheduler:
         """
     def step(self) -> list[tuple[int, int, str]]:
         """
-        One forward pass; returns (request, token, finish) with finish '', 'stop', 'length' or 'error: ...' (token -1).
+        At most one forward pass; returns (request, token, finish) with finish '', 'stop', 'length' or 'error: ...' (token -1).
         """
     def take_error(self, request: typing.SupportsInt | typing.SupportsIndex) -> typing.Any:
         """
@@ -352,7 +353,22 @@ class Scheduler:
         The request goes on from what its prompt and the state have in common, before its first step. The state is not changed; that of the request can be taken when it has ended.
         """
     @property
+    def accepted_tokens(self) -> int:
+        """
+        Those of them that came.
+        """
+    @property
+    def drafted_tokens(self) -> int:
+        """
+        Tokens that speculation drafted so far.
+        """
+    @property
     def idle(self) -> bool: ...
+    @property
+    def passes(self) -> int:
+        """
+        Forward passes so far.
+        """
 
 def cpu_info() -> dict[str, typing.Any]:
     """

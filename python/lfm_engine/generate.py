@@ -21,6 +21,24 @@ from .inputs import Ids, Prompts
 from .logits_processing import RowCallbacks, Scores, callables, processor_params
 from .streamers import IncrementalDecoder, StopStringMatcher
 
+# Tokens drafted at most unless the caller says.
+_SPECULATION = 8
+
+
+@dataclass(frozen=True)
+class SpeculationStats:
+    """What became of drafts, see `GenerationConfig.speculation`.
+
+    Attributes:
+        drafted_tokens: tokens that were drafted.
+        accepted_tokens: those of them that came.
+        passes: forward passes of the call, those over the prompts included.
+    """
+
+    drafted_tokens: int
+    accepted_tokens: int
+    passes: int
+
 
 @dataclass(frozen=True)
 class GenerateOutput:
@@ -40,6 +58,7 @@ class GenerateOutput:
         top_logprobs: with `top_logprobs=n`, per sequence and new token the n likeliest ids int64
             [n] and their log-probabilities float32 [n].
         errors: with `return_exceptions`, per sequence the exception that ended it, or None.
+        speculation: how many tokens were drafted, and how many of them came, in all sequences.
     """
 
     sequences: npt.NDArray[np.int64] | list[npt.NDArray[np.int64]]
@@ -50,6 +69,7 @@ class GenerateOutput:
     errors: list[Exception | None] | None = None
     logprobs: list[npt.NDArray[np.float32]] | None = None
     top_logprobs: list[list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]] | None = None
+    speculation: SpeculationStats | None = None
 
 
 @dataclass
@@ -225,6 +245,7 @@ def run_requests(
             seed=seed,
             stream=stream,
             processors=processor_params(config, prompt.size),
+            speculation=_SPECULATION if config.speculation is None else config.speculation,
         )
         callbacks = RowCallbacks(config, prompt, limit, processors, criteria)
         callbacks.install(generation.scheduler, request)
@@ -260,6 +281,11 @@ def run_requests(
         [row.error for row in rows] if return_exceptions else None,
         [np.array(row.callbacks.logprobs, np.float32) for row in rows] if config.logprobs else None,
         [row.callbacks.top_logprobs for row in rows] if config.top_logprobs else None,
+        SpeculationStats(
+            generation.scheduler.drafted_tokens,
+            generation.scheduler.accepted_tokens,
+            generation.scheduler.passes,
+        ),
     )
 
 

@@ -39,7 +39,11 @@ _INTEGERS = {
     "pad_token_id": 0,
     "bos_token_id": 0,
     "seed": 0,
+    "speculation": 0,
 }
+
+# Names that transformers has for options of ours.
+_ALIASES = {"prompt_lookup_num_tokens": "speculation"}
 _BOOLEANS = (
     "do_sample",
     "remove_invalid_values",
@@ -82,7 +86,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "output_attentions": (None, False),
     "output_hidden_states": (None, False),
     "penalty_alpha": (None, 0.0),
-    "prompt_lookup_num_tokens": (None,),
     "speculation_type": (None,),
     "token_healing": (None, False),
     "top_h": (None,),
@@ -153,6 +156,11 @@ class GenerationConfig:
         eos_token_id: id or ids that end the sequence; None for the checkpoint's, [] for none.
         pad_token_id: fills rows of a batch that end early.
         bos_token_id: what the checkpoint's sequences begin with.
+        speculation: tokens that are drafted at most from repetitions in the text and verified in
+            one step (prompt lookup); 0 for none. No token changes by it, only the time. Drafts
+            shorten, and end, where they do not come true. None for the engine's choice: 8, and
+            none in batches, where a step has tokens enough. transformers' name for it,
+            `prompt_lookup_num_tokens`, works too.
         seed: of the random numbers, in [0, 2**64); None for a fresh one each time.
         stop_strings: end the sequence when its new text contains one of them.
         num_return_sequences: sequences drawn for each prompt.
@@ -194,6 +202,7 @@ class GenerationConfig:
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
+    speculation: int | None = None
     seed: int | None = None
     stop_strings: str | list[str] | None = None
     num_return_sequences: int = 1
@@ -212,7 +221,8 @@ class GenerationConfig:
         """Set options (None: to the default) and check the result; an error changes nothing."""
         changed = copy(self)
         defaults = {field.name: field.default for field in fields(self)}
-        for name, value in options.items():
+        for given, value in options.items():
+            name = _ALIASES.get(given, given)
             if name in defaults:
                 setattr(changed, name, defaults[name] if value is None else value)
             elif name in _NEUTRAL:
@@ -316,7 +326,7 @@ class GenerationConfig:
         Raises:
             ValueError: an option has a wrong value.
         """
-        names = {field.name for field in fields(cls)}
+        names = {field.name for field in fields(cls)} | set(_ALIASES)
         for name, value in options.items():
             if name in _NEUTRAL and not _is_neutral(name, value):
                 warnings.warn(
