@@ -381,6 +381,8 @@ PYBIND11_MODULE(_core, m) {
           "A digest of the weights as this model holds them, the same on every CPU: of all small tensors, and of some "
           "rows of every matrix.")
       .def("new_state", [](const Model& s) { return std::make_unique<PyState>(s.new_state()); })
+      .def("state_nbytes", &Model::state_nbytes, py::arg("length"),
+           "Bytes of the state of a sequence of so many tokens.")
       .def("forward", &forward, py::arg("state"), py::arg("input_ids"), py::arg("logits") = "all",
            py::arg("chunk") = kChunk, py::arg("out").noconvert() = py::none(),
            "Appends input_ids [n] to the state; returns float32 logits [n, vocab] ('all') or [1, vocab] ('last'), "

@@ -43,6 +43,12 @@ Model::Model(ModelConfig config, const TensorSource& source, ComputeType type, i
   weights_ = load_weights(config_, source, type, isa_);
 }
 
+size_t Model::state_nbytes(int64_t length) const {
+  check(length >= 0, "length must not be negative, not ", length);
+  const auto pages = static_cast<size_t>((length + kPage - 1) / kPage);
+  return pages * layout_->page_bytes + new_state().nbytes();
+}
+
 int64_t num_logit_rows(std::span<const SequenceInput> inputs) {
   int64_t rows = 0;
   for (const SequenceInput& input : inputs) {

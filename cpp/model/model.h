@@ -43,6 +43,7 @@ class Model {
   int num_threads() const { return num_threads_; }
   std::string_view isa() const { return isa_name(isa_); }
 
+  size_t state_nbytes(int64_t length) const;  // of the state of a sequence of so many tokens
   SequenceState new_state() const { return SequenceState(layout_); }
 
   // Runs all tokens of all inputs as one packed batch without padding and advances the states. logits:

@@ -152,6 +152,10 @@ class Model:
         The mean square of each input of each linear layer over all tokens of the sequences [n], by name; float32 models only. What a model in 'int4' can be given as `importance`.
         """
     def new_state(self) -> State: ...
+    def state_nbytes(self, length: typing.SupportsInt | typing.SupportsIndex) -> int:
+        """
+        Bytes of the state of a sequence of so many tokens.
+        """
     @property
     def dtype(self) -> str: ...
     @property

@@ -25,10 +25,11 @@ from .checkpoint import (
     open_checkpoint,
 )
 from .constraint import Constraint
-from .generate import GenerateOutput, end_ids, run_requests
+from .generate import GenerateOutput, run_requests
 from .generation import GenerationConfig
 from .inputs import read_prompts
 from .response_format import make_constraints
+from .rows import end_ids
 from .scoring import Scoring
 from .session import Session
 from .tokenizer import AutoTokenizer
@@ -139,6 +140,10 @@ class CausalLM(Scoring):
     def device(self) -> str:
         """Where the model computes; always "cpu" in this build."""
         return "cpu"
+
+    def state_nbytes(self, length: int) -> int:
+        """Bytes of memory that the state of a sequence of `length` tokens takes."""
+        return self.core.state_nbytes(length)
 
     @property
     def num_threads(self) -> int:
