@@ -22,6 +22,7 @@ __all__: list[str] = [
     "forked_after_parallel",
     "measure_gemm",
     "measure_read_bandwidth",
+    "process_logits",
     "release_free_memory",
 ]
 
@@ -408,6 +409,19 @@ def measure_read_bandwidth(
 ) -> float:
     """
     Streaming read bandwidth in bytes per second.
+    """
+
+def process_logits(
+    params: ProcessorParams,
+    logits: numpy.typing.NDArray[numpy.float32],
+    input_ids: numpy.ndarray,
+    *,
+    prompt_length: typing.SupportsInt | typing.SupportsIndex,
+    last: bool,
+    eos_token_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+) -> None:
+    """
+    Changes logits [vocab] in place, as for a request whose tokens so far are input_ids [n].
     """
 
 def release_free_memory() -> None:

@@ -218,6 +218,8 @@ class Engine:
         config = (generation_config or model.generation_config).merged(
             **{**options, "return_dict_in_generate": True}
         )
+        if config.num_beams != 1:
+            raise ValueError("num_beams: an engine has no beam search; use generate")
         if config.num_return_sequences != 1:
             raise ValueError("num_return_sequences: submit a request for each")
         prompts = read_prompts(input_ids)

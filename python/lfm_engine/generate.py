@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from .beam_search import beam_search
 from .checkpoint import ModelConfig
 from .constraint import Constraint
 from .generation import GenerationConfig
 from .inputs import Ids, Prompts
 from .logits_processing import Scores, callables
-from .rows import Row, Rows, end_ids, random_seed
+from .rows import Row, Rows, end_ids, new_token_limit, random_seed
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class GenerateOutput:
         top_logprobs: with `top_logprobs=n`, per sequence and new token the n likeliest ids int64
             [n] and their log-probabilities float32 [n].
         errors: with `return_exceptions`, per sequence the exception that ended it, or None.
+        sequences_scores: with `num_beams`, the score of each sequence, see `beam_search`.
         speculation: how many tokens were drafted, and how many of them came, in all sequences;
             None from an `Engine`.
     """
@@ -65,6 +67,7 @@ class GenerateOutput:
     logprobs: list[npt.NDArray[np.float32]] | None = None
     top_logprobs: list[list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]] | None = None
     speculation: SpeculationStats | None = None
+    sequences_scores: list[float] | None = None
 
 
 def run_requests(
@@ -92,7 +95,7 @@ def run_requests(
     check_together(config, tokenizer, any(constraints or ()))
     if return_exceptions and not config.return_dict_in_generate:
         raise ValueError("return_exceptions=True needs return_dict_in_generate=True")
-    if config.num_return_sequences > 1 and not config.do_sample:
+    if config.num_return_sequences > 1 and not config.do_sample and config.num_beams == 1:
         raise ValueError(
             f"num_return_sequences={config.num_return_sequences} needs do_sample=True: "
             "greedy decoding gives one sequence"
@@ -102,6 +105,15 @@ def run_requests(
     if state is not None and len(prompts.rows) > 1:
         raise ValueError("past_key_values works with one prompt, not with a batch")
     warn_if_forked(core)
+    if config.num_beams > 1:
+        given = {
+            "do_sample": config.do_sample,
+            "constraint": constraints,
+            "streamer": streamer,
+            "past_key_values": state,
+            "return_exceptions": return_exceptions,
+        }
+        return _search_beams(core, model_config, config, prompts, processors, criteria, given)
 
     running = Rows(
         core, model_config, return_exceptions=return_exceptions, prefix_cache=prefix_cache
@@ -130,7 +142,8 @@ def run_requests(
         streamer.end()
 
     rows = list(running.rows.values())
-    sequences = _assemble(prompts, rows, _pad_id(config, model_config))
+    new = [np.array(row.tokens, np.int64) for row in rows]
+    sequences = _assemble(prompts, new, _pad_id(config, model_config))
     if not config.return_dict_in_generate:
         return sequences
     return output_of(
@@ -142,6 +155,46 @@ def run_requests(
             running.scheduler.accepted_tokens,
             running.scheduler.passes,
         ),
+    )
+
+
+def _search_beams(
+    core: _core.Model,
+    model_config: ModelConfig,
+    config: GenerationConfig,
+    prompts: Prompts,
+    processors: list[Any],
+    criteria: list[Any],
+    given: dict[str, Any],
+) -> Any:
+    """Beam search for each prompt; `prompts` are repeated for each sequence to return."""
+    options = ("stop_strings", "max_time", "output_scores", "output_logits", "logprobs")
+    given |= {name: getattr(config, name) for name in (*options, "top_logprobs")}
+    for name, value in given.items():
+        if value:
+            raise ValueError(f"num_beams={config.num_beams} does not work with {name}")
+    count = config.num_return_sequences
+    if count > config.num_beams:
+        raise ValueError(f"num_return_sequences={count} is more than num_beams={config.num_beams}")
+    found: list[tuple[Ids, float, str]] = []
+    for prompt in prompts.rows[::count]:
+        found += beam_search(
+            core,
+            prompt,
+            config,
+            limit=new_token_limit(config, model_config, prompt),
+            eos=end_ids(config, model_config),
+            processors=processors,
+            criteria=criteria,
+        )
+    sequences = _assemble(prompts, [new for new, _, _ in found], _pad_id(config, model_config))
+    if not config.return_dict_in_generate:
+        return sequences
+    return GenerateOutput(
+        sequences,
+        [why for _, _, why in found],
+        [new.size for new, _, _ in found],
+        sequences_scores=[score for _, score, _ in found],
     )
 
 
@@ -222,16 +275,16 @@ def _pad_id(config: GenerationConfig, model_config: ModelConfig) -> int:
     return 0
 
 
-def _assemble(prompts: Prompts, rows: list[Row], pad: int) -> Ids | list[Ids]:
+def _assemble(prompts: Prompts, new: list[Ids], pad: int) -> Ids | list[Ids]:
     if prompts.padded is None:
         return [
-            np.concatenate([prompt, np.array(row.tokens, np.int64)])
-            for prompt, row in zip(prompts.rows, rows, strict=True)
+            np.concatenate([prompt, tokens])
+            for prompt, tokens in zip(prompts.rows, new, strict=True)
         ]
     batch, length = prompts.padded.shape
-    longest = max(len(row.tokens) for row in rows)
+    longest = max(tokens.size for tokens in new)
     out = np.full((batch, length + longest), pad, np.int64)
     out[:, :length] = prompts.padded
-    for index, row in enumerate(rows):
-        out[index, length : length + len(row.tokens)] = row.tokens
+    for index, tokens in enumerate(new):
+        out[index, length : length + tokens.size] = tokens
     return out

@@ -35,6 +35,7 @@ _INTEGERS = {
     "top_k": 0,
     "no_repeat_ngram_size": 0,
     "num_return_sequences": 1,
+    "num_beams": 1,
     "top_logprobs": 0,
     "pad_token_id": 0,
     "bos_token_id": 0,
@@ -62,6 +63,7 @@ _FLOATS = (
     "eta_cutoff",
     "repetition_penalty",
     "max_time",
+    "length_penalty",
 )
 
 # Options of transformers that the engine does not have: only these values, which change nothing,
@@ -74,15 +76,12 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "decoder_start_token_id": (None,),
     "diversity_penalty": (None, 0.0),
     "dola_layers": (None,),
-    "early_stopping": (None, False),
     "encoder_no_repeat_ngram_size": (None, 0),
     "encoder_repetition_penalty": (None, 1.0),
     "force_words_ids": (None,),
     "forced_bos_token_id": (None,),
     "guidance_scale": (None, 1.0),
-    "length_penalty": (None, 1.0),
     "num_beam_groups": (None, 1),
-    "num_beams": (None, 1),
     "output_attentions": (None, False),
     "output_hidden_states": (None, False),
     "penalty_alpha": (None, 0.0),
@@ -163,7 +162,13 @@ class GenerationConfig:
             `prompt_lookup_num_tokens`, works too.
         seed: of the random numbers, in [0, 2**64); None for a fresh one each time.
         stop_strings: end the sequence when its new text contains one of them.
-        num_return_sequences: sequences drawn for each prompt.
+        num_return_sequences: sequences drawn for each prompt, or beams returned, best first.
+        num_beams: beams of a beam search; 1 for none. Greedy only, and not together with
+            constraints, streamers, stop strings, scores or logprobs.
+        length_penalty: of beam search: a beam's score is its log-probability over its length to
+            this power; above 0 prefers longer beams.
+        early_stopping: of beam search: True ends it when `num_beams` beams have ended, False when
+            it is unlikely that better ones come, "never" when it is impossible.
         return_dict_in_generate: return an object with `.sequences` in place of the array.
         output_scores: keep what each token was chosen from in its `.scores`.
         output_logits: keep the model's logits in its `.logits`.
@@ -206,6 +211,9 @@ class GenerationConfig:
     seed: int | None = None
     stop_strings: str | list[str] | None = None
     num_return_sequences: int = 1
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
     return_dict_in_generate: bool = False
     output_scores: bool = False
     output_logits: bool = False
@@ -269,6 +277,12 @@ class GenerationConfig:
         for name in ("repetition_penalty", "max_time"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
+        if self.early_stopping not in (True, False, "never") or isinstance(
+            self.early_stopping, (int, float)
+        ) != isinstance(self.early_stopping, bool):
+            raise ValueError(
+                f"early_stopping must be True, False or 'never', not {self.early_stopping!r}"
+            )
         for name in ("eos_token_id", "forced_eos_token_id"):
             setattr(self, name, optional(id_or_ids, name, getattr(self, name)))
         for name in ("suppress_tokens", "begin_suppress_tokens"):
