@@ -59,6 +59,16 @@ def golden(name: str) -> Golden:
         )
 
 
+ACTIVATIONS = sorted(path.parent.name for path in GOLDENS.glob("*/activations.npz"))
+
+
+@cache
+def activations(name: str) -> dict[str, npt.NDArray[np.float32]]:
+    """What transformers computes inside, see make_activation_goldens.py."""
+    with np.load(GOLDENS / name / "activations.npz") as data:
+        return dict(data)
+
+
 @cache
 def load(name: str, dtype: str = "float32", num_threads: int = 1) -> CausalLM:
     """The model of a golden; shared by all tests, which must not change it."""

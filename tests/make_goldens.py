@@ -2,7 +2,7 @@
 
 Run by hand, with torch and transformers (5.18 made the committed files):
 
-    PYTHONPATH=python python tests/make_goldens.py
+    PYTHONPATH=python python tests/make_goldens.py && python tests/make_activation_goldens.py
 
 Each folder holds config.json, safetensors weights and golden.npz:
 

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/file_map.h"
+#include "bindings/arrays.h"
 
 namespace py = pybind11;
 
@@ -133,14 +134,11 @@ std::pair<std::vector<PyMatrix>, PyVectors> weights_to_python(const ModelConfig&
   return {std::move(matrices), std::move(vectors)};
 }
 
-py::array_t<uint8_t> bytes_in_place(std::span<const std::byte> bytes, std::shared_ptr<const void> owner) {
-  auto kept = std::make_unique<std::shared_ptr<const void>>(std::move(owner));
-  const py::capsule base(kept.get(), [](void* p) { delete static_cast<std::shared_ptr<const void>*>(p); });
-  (void)kept.release();
-  py::array_t<uint8_t> array(static_cast<py::ssize_t>(bytes.size()), reinterpret_cast<const uint8_t*>(bytes.data()),
-                             base);
-  array.attr("setflags")(py::arg("write") = false);
-  return array;
+std::shared_ptr<py::object> shared_object(py::object object) {
+  return {new py::object(std::move(object)), [](py::object* o) {
+            const py::gil_scoped_acquire gil;
+            delete o;
+          }};
 }
 
 }  // namespace lfm

@@ -51,7 +51,7 @@ using PyMatrix = std::tuple<std::string, std::string, std::pair<int64_t, int64_t
                             std::vector<pybind11::array_t<uint8_t>>>;  // name, layout, (rows, columns), parts
 std::pair<std::vector<PyMatrix>, PyVectors> weights_to_python(const ModelConfig& config, const ModelWeights& weights);
 
-// A read-only array over memory that `owner` keeps alive.
-pybind11::array_t<uint8_t> bytes_in_place(std::span<const std::byte> bytes, std::shared_ptr<const void> owner);
+// Python objects may only be destroyed with the GIL, which the last owner of this need not hold.
+std::shared_ptr<pybind11::object> shared_object(pybind11::object object);
 
 }  // namespace lfm

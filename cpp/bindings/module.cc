@@ -14,8 +14,12 @@
 #include "base/error.h"
 #include "base/file_map.h"
 #include "base/parallel.h"
+#include "bindings/arrays.h"
 #include "bindings/convert.h"
 #include "bindings/processors.h"
+#include "bindings/state.h"
+#include "bindings/taps.h"
+#include "bindings/weights.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/roofline.h"
 #include "runtime/scheduler.h"
@@ -24,26 +28,6 @@ namespace py = pybind11;
 
 namespace lfm {
 namespace {
-
-// Python threads may call with the same object while the GIL is released: refuse instead of racing.
-class Exclusive {
- public:
-  Exclusive(std::atomic<bool>& busy, const char* what) : busy_(busy) {
-    if (busy_.exchange(true)) throw std::runtime_error(concat(what, " is in use by another thread"));
-  }
-  ~Exclusive() { busy_.store(false); }
-  Exclusive(const Exclusive&) = delete;
-  Exclusive& operator=(const Exclusive&) = delete;
-
- private:
-  std::atomic<bool>& busy_;
-};
-
-struct PyState {
-  explicit PyState(SequenceState s) : state(std::move(s)) {}
-  SequenceState state;
-  std::atomic<bool> busy{false};
-};
 
 struct PyScheduler {
   PyScheduler(std::shared_ptr<Model> m, int64_t chunk, std::shared_ptr<PrefixCache> cache)
@@ -83,7 +67,7 @@ std::shared_ptr<Model> make_model(const py::object& config, const py::object& ch
 }
 
 py::array_t<float> forward(const Model& model, PyState& state, const py::array& ids, const std::string& logits_for,
-                           int64_t chunk, const std::optional<py::array_t<float>>& out) {
+                           int64_t chunk, const std::optional<py::array_t<float>>& out, const py::object& taps) {
   check(logits_for == "all" || logits_for == "last", "logits must be 'all' or 'last', not '", logits_for, "'");
   const std::vector<int32_t> tokens = token_ids_from_python(ids, "input_ids");
   const SequenceInput input = {&state.state, tokens, logits_for == "all" ? LogitsFor::all : LogitsFor::last};
@@ -95,9 +79,11 @@ py::array_t<float> forward(const Model& model, PyState& state, const py::array& 
             (logits.flags() & py::array::c_style) != 0,
         "out must be a C-contiguous float32 array of shape [", rows, ", ", vocab, "]");
   float* data = logits.mutable_data();  // throws for a read-only array
+  const std::shared_ptr<const Taps> own = taps_from_python(model.config(), taps);
   {
     const py::gil_scoped_release release;
     Workspace ws;
+    ws.taps = own.get();
     model.prefill(input, data, ws, chunk, check_signals);
   }
   return logits;
@@ -139,42 +125,6 @@ PyVectors input_mean_squares(const Model& model, const std::vector<py::array>& i
     out.emplace(name, py::array_t<float>(static_cast<py::ssize_t>(values.size()), values.data()));
   }
   return out;
-}
-
-py::array_t<int32_t> state_tokens(PyState& s) {
-  const Exclusive guard(s.busy, "the state");
-  py::array_t<int32_t> tokens(s.state.length());
-  int32_t* out = tokens.mutable_data();
-  for (int64_t i = 0; i < s.state.length(); ++i) out[i] = s.state.token(i);
-  return tokens;
-}
-
-void truncate_state(PyState& s, int64_t length) {
-  const Exclusive guard(s.busy, "the state");
-  s.state.truncate(length);
-}
-
-int64_t common_prefix(PyState& s, const py::array& ids) {
-  const std::vector<int32_t> tokens = token_ids_from_python(ids, "input_ids");
-  const Exclusive guard(s.busy, "the state");
-  return s.state.common_prefix(tokens);
-}
-
-std::vector<py::array_t<uint8_t>> state_pages(PyState& s) {
-  const Exclusive guard(s.busy, "the state");
-  std::vector<py::array_t<uint8_t>> pages;
-  for (int64_t i = 0; i * kPage < s.state.length(); ++i) {
-    const std::shared_ptr<const KvPage> page = s.state.shared_page(i);
-    pages.push_back(bytes_in_place({page->kv.data(), page->kv.size()}, page));
-  }
-  return pages;
-}
-
-void append_page(PyState& s, const py::array& tokens, const py::array_t<uint8_t>& kv) {
-  const std::vector<int32_t> ids = token_ids_from_python(tokens, "tokens");
-  check(kv.ndim() == 1 && (kv.flags() & py::array::c_style) != 0, "kv must be a contiguous uint8 array");
-  const Exclusive guard(s.busy, "the state");
-  s.state.append_page(ids, std::as_bytes(std::span(kv.data(), static_cast<size_t>(kv.size()))));
 }
 
 std::vector<int32_t> eos_from_python(const std::vector<int64_t>& ids, int64_t vocab) {
@@ -318,42 +268,11 @@ PYBIND11_MODULE(_core, m) {
       .def("populate", &FileMap::populate, py::arg("offset"),
            "Starts to map all pages from `offset` on ahead of their use, in a thread that ends with the map.");
 
-  py::class_<PyState>(m, "State", "KV pages and conv state of one sequence; made by Model.new_state().")
-      .def_property_readonly(
-          "length", [](const PyState& s) { return s.state.length(); }, "Tokens processed.")
-      .def_property_readonly(
-          "nbytes", [](const PyState& s) { return s.state.nbytes(); },
-          "Bytes of pages (shared ones too) and conv state.")
-      .def_property_readonly(
-          "shared_nbytes", [](const PyState& s) { return s.state.shared_nbytes(); },
-          "Bytes of pages that other states or caches hold too.")
-      .def_property_readonly("tokens", &state_tokens, "A copy of the tokens, int32 [length].")
-      .def("truncate", &truncate_state, py::arg("length"),
-           "Goes back to the first `length` tokens, exactly; ValueError if there are fewer. The next forward pass runs "
-           "the last few tokens before them once more, to rebuild the conv state.")
-      .def("common_prefix", &common_prefix, py::arg("input_ids"),
-           "How many of input_ids [n] are the tokens that this state begins with.")
-      .def("pages", &state_pages,
-           "K and V of 64 tokens each, uint8 [page bytes] in the engine's layout, read-only and without a copy.")
-      .def("append_page", &append_page, py::arg("tokens"), py::arg("kv"),
-           "Appends at most 64 tokens with their K and V as `pages` gave them, after pages that are full.")
-      .def(
-          "snapshot",
-          [](PyState& s) {
-            const Exclusive guard(s.busy, "the state");
-            return std::make_unique<PyState>(s.state);
-          },
-          "An independent copy that shares KV pages until either side writes to them.")
-      .def(
-          "restore",
-          [](PyState& s, PyState& snapshot) {
-            if (&s == &snapshot) return;
-            const Exclusive guard(s.busy, "the state"), other(snapshot.busy, "the snapshot");
-            s.state = SequenceState(snapshot.state);  // all or nothing
-          },
-          py::arg("snapshot"), "Go back to a snapshot of this model's state, exactly.");
-
-  py::class_<Model, std::shared_ptr<Model>>(m, "Model", "Immutable weights and the forward pass.")
+  bind_arrays(m);
+  bind_state(m);
+  bind_taps(m);
+  py::class_<Model, std::shared_ptr<Model>> model(m, "Model", "Immutable weights and the forward pass.");
+  model
       .def(py::init(&make_model), py::arg("config"), py::arg("checkpoint"), py::arg("dtype"), py::arg("device") = "cpu",
            py::arg("num_threads") = 0, py::arg("kv_dtype") = "auto", py::arg("importance") = PyVectors(),
            "config: checkpoint.ModelConfig; checkpoint: a checkpoint.Checkpoint; dtype: 'float32', 'bfloat16', 'int8' "
@@ -384,11 +303,13 @@ PYBIND11_MODULE(_core, m) {
       .def("state_nbytes", &Model::state_nbytes, py::arg("length"),
            "Bytes of the state of a sequence of so many tokens.")
       .def("forward", &forward, py::arg("state"), py::arg("input_ids"), py::arg("logits") = "all",
-           py::arg("chunk") = kChunk, py::arg("out").noconvert() = py::none(),
+           py::arg("chunk") = kChunk, py::arg("out").noconvert() = py::none(), py::arg("taps") = py::none(),
            "Appends input_ids [n] to the state; returns float32 logits [n, vocab] ('all') or [1, vocab] ('last'), "
-           "written to `out` if given.")
+           "written to `out` if given. taps: as at set_taps, for this call and after those of the model.")
       .def("forward_batch", &forward_batch, py::arg("states"), py::arg("input_ids"),
            "One packed step of several sequences, without padding; returns the last logits of each, [batch, vocab].");
+  bind_model_taps(model);
+  bind_weights(model);
 
   bind_processors(m);
   py::class_<PrefixCache, std::shared_ptr<PrefixCache>>(

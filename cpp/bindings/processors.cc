@@ -12,18 +12,6 @@
 namespace py = pybind11;
 
 namespace lfm {
-namespace {
-
-// Python objects may only be destroyed with the GIL, which a hook's last owner need not hold.
-std::shared_ptr<py::object> shared_object(py::object object) {
-  return {new py::object(std::move(object)), [](py::object* o) {
-            const py::gil_scoped_acquire gil;
-            delete o;
-          }};
-}
-
-}  // namespace
-
 void bind_processors(py::module_& m) {
   using P = ProcessorParams;
   py::class_<P>(m, "ProcessorParams", "Logits processors of a request, as in generation.GenerationConfig.")

@@ -75,6 +75,8 @@ class Linear {
   // Row n of W as fp32, out[K]: embedding lookup on the same memory as the output head.
   virtual void weight_row(int64_t n, float* out) const = 0;
 
+  // The packed weights as they lie in memory, without the bias.
+  virtual std::vector<std::span<const std::byte>> packed_memory() const = 0;
   virtual size_t nbytes() const = 0;
   virtual std::string_view implementation() const = 0;
 

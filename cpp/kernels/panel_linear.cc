@@ -42,6 +42,9 @@ class FloatPanels final : public Linear {
     const T* column = weights_.data() + n / kPanel * kPanel * in_features() + n % kPanel;
     for (int64_t i = 0; i < in_features(); ++i) out[i] = to_float(column[i * kPanel]);
   }
+  std::vector<std::span<const std::byte>> packed_memory() const override {
+    return {std::as_bytes(std::span(weights_.data(), weights_.size()))};
+  }
   size_t nbytes() const override { return weights_.bytes(); }
   std::string_view implementation() const override { return sizeof(T) == 4 ? "panels:f32" : "panels:bf16"; }
 

@@ -120,6 +120,7 @@ class QuantLinear final : public Linear {
     return total;
   }
   std::string_view implementation() const override { return format_name(format_); }
+  std::vector<std::span<const std::byte>> packed_memory() const override { return packed()->parts; }
   std::optional<PackedWeights> packed() const override {
     const void* data[] = {values_, scales_, mins_};
     PackedWeights weights = {std::string(implementation()), in_features(), out_features(), {}, owner_};

@@ -129,10 +129,11 @@ void run_task(const LayerContext& ctx, const Shape& s, const AttentionTask& task
   if (task.partial < 0) write_output(s, segment, task, total, ctx.ws.mixed.data());
 }
 
-// Norm, rotation and storing of K and V of one token, unless it has them; its queries stay in place, scaled.
-void rotate_and_store(const LayerContext& ctx, const AttentionWeights& w, const Shape& s, const Segment& segment,
-                      int64_t t) {
-  const auto store = ctx.kernels.store_kv[static_cast<int>(s.layout.kv_type)];
+bool is_stored(const Segment& segment, int64_t t) { return segment.position + t < segment.state->length(); }
+
+// Norm and rotation of one token's queries, which are scaled, and of its keys unless there is no need.
+void rotate(const LayerContext& ctx, const AttentionWeights& w, const Shape& s, const Segment& segment, int64_t t,
+            bool keys) {
   const float* q_norm = w.q_layernorm.empty() ? nullptr : w.q_layernorm.data();
   const float* k_norm = w.k_layernorm.empty() ? nullptr : w.k_layernorm.data();
   const float scale = 1.0f / std::sqrt(static_cast<float>(s.head_dim)), eps = ctx.config.norm_eps;
@@ -142,16 +143,54 @@ void rotate_and_store(const LayerContext& ctx, const AttentionWeights& w, const 
   for (int64_t h = 0; h < s.heads; ++h) {
     ctx.kernels.head_norm_rope(row + h * s.head_dim, q_norm, eps, cos, sin, scale, s.head_dim);
   }
+  for (int64_t h = s.heads; keys && h < s.heads + s.kv_heads; ++h) {
+    ctx.kernels.head_norm_rope(row + h * s.head_dim, k_norm, eps, cos, sin, 1.0f, s.head_dim);
+  }
+}
+
+void store(const LayerContext& ctx, const Shape& s, const Segment& segment, int64_t t) {
+  const auto store_kv = ctx.kernels.store_kv[static_cast<int>(s.layout.kv_type)];
+  const float* k = ctx.ws.projected.data() + (segment.first + t) * s.width + s.heads * s.head_dim;
+  const float* v = k + s.kv_heads * s.head_dim;
   const int64_t position = segment.position + t;
-  if (position < segment.state->length()) return;
   std::byte* page = segment.state->page(position / kPage);
   for (int64_t h = 0; h < s.kv_heads; ++h) {
-    float* k = row + (s.heads + h) * s.head_dim;
-    const float* v = row + (s.heads + s.kv_heads + h) * s.head_dim;
-    ctx.kernels.head_norm_rope(k, k_norm, eps, cos, sin, 1.0f, s.head_dim);
-    store(k, v, s.head_dim, position % kPage, page + s.layout.k_offset(s.layer, h),
-          page + s.layout.v_offset(s.layer, h));
+    store_kv(k + h * s.head_dim, v + h * s.head_dim, s.head_dim, position % kPage, page + s.layout.k_offset(s.layer, h),
+             page + s.layout.v_offset(s.layer, h));
   }
+}
+
+// q, k and v of all tokens as the taps see them: rotated, and not yet in the KV pages.
+void tap_qkv(const LayerContext& ctx, const Shape& s) {
+  const auto view = [&](int64_t first, int64_t heads) {
+    return TapView{{ctx.tokens, heads, s.head_dim}, {s.width, s.head_dim, 1}, first * s.head_dim};
+  };
+  ctx.tap(TapPoint::attention_q, ctx.ws.projected, view(0, s.heads));
+  ctx.tap(TapPoint::attention_k, ctx.ws.projected, view(s.heads, s.kv_heads));
+  ctx.tap(TapPoint::attention_v, ctx.ws.projected, view(s.heads + s.kv_heads, s.kv_heads));
+}
+
+// Rotates the queries and keys in ws.projected and stores K and V of the tokens that have none yet.
+void rotate_and_store(const LayerContext& ctx, const AttentionWeights& w, const Shape& s) {
+  const auto for_tokens = [&](const auto& body) {
+    parallel_for(ctx.tokens, [&](int64_t t) {
+      const auto after = std::upper_bound(ctx.segments.begin(), ctx.segments.end(), t,
+                                          [](int64_t token, const Segment& segment) { return token < segment.first; });
+      body(*(after - 1), t - (after - 1)->first);
+    });
+  };
+  const bool tapped =
+      ctx.taps_at(TapPoint::attention_q) || ctx.taps_at(TapPoint::attention_k) || ctx.taps_at(TapPoint::attention_v);
+  for_tokens([&](const Segment& segment, int64_t t) {
+    const bool stored = is_stored(segment, t);
+    rotate(ctx, w, s, segment, t, tapped || !stored);
+    if (!tapped && !stored) store(ctx, s, segment, t);
+  });
+  if (!tapped) return;
+  tap_qkv(ctx, s);
+  for_tokens([&](const Segment& segment, int64_t t) {
+    if (!is_stored(segment, t)) store(ctx, s, segment, t);
+  });
 }
 
 }  // namespace
@@ -160,7 +199,11 @@ void attention_block(const LayerContext& ctx, const LayerWeights& layer, int64_t
   const AttentionWeights& w = *layer.attention;
   Workspace& ws = ctx.ws;
   const Shape s(ctx.config, ctx.segments[0].state->layout(), attention_layer);
-  w.qkv_proj->forward(NormedRows{ctx, layer.operator_norm}, ctx.tokens, ws.projected.data(), false, ws.linear);
+  const NormedRows normed(ctx, layer.operator_norm, TapPoint::operator_norm);
+  w.qkv_proj->forward(normed, ctx.tokens, ws.projected.data(), false, ws.linear);
+  ctx.tap(TapPoint::attention_qkv_proj, ws.projected, {{ctx.tokens, s.heads + 2 * s.kv_heads, s.head_dim}});
+  rotate_and_store(ctx, w, s);
+  if (ctx.taps_at(TapPoint::attention_probs)) tap_attention_probs(ctx, attention_layer);
 
   const AttentionPlan& plan = ws.attention_plan;
   if (attention_layer == 0) make_plan(ctx, s, ws.attention_plan);
@@ -169,12 +212,6 @@ void attention_block(const LayerContext& ctx, const LayerWeights& layer, int64_t
       ws.attention.ensure(static_cast<size_t>(threads * s.task_bytes + plan.partials * s.partial_bytes));
   std::byte* partials = memory + threads * s.task_bytes;
 
-  parallel_for(ctx.tokens, [&](int64_t t) {
-    const auto after = std::upper_bound(ctx.segments.begin(), ctx.segments.end(), t,
-                                        [](int64_t token, const Segment& segment) { return token < segment.first; });
-    const Segment& segment = *(after - 1);
-    rotate_and_store(ctx, w, s, segment, t - segment.first);
-  });
   // Single blocks are handed out a few at a time, so that the next one is known and can be prefetched.
   const auto tasks = static_cast<int64_t>(plan.tasks.size());
   const int64_t grain = std::clamp<int64_t>(plan.partials / (8 * threads), 1, 4);
@@ -192,7 +229,8 @@ void attention_block(const LayerContext& ctx, const LayerWeights& layer, int64_t
     }
     write_output(s, ctx.segments[static_cast<size_t>(task.segment)], task, total, ws.mixed.data());
   });
-  w.out_proj->forward(ws.mixed.data(), ctx.tokens, ws.hidden.data(), true, ws.linear);
+  ctx.tap(TapPoint::attention_heads, ws.mixed, {{ctx.tokens, s.heads, s.head_dim}});
+  add_output(ctx, TapPoint::attention_output, *w.out_proj, ws.mixed.data());
 }
 
 }  // namespace lfm

@@ -1,3 +1,4 @@
+#include "base/parallel.h"
 #include "model/layers.h"
 
 namespace lfm {
@@ -5,11 +6,12 @@ namespace lfm {
 void mlp_block(const LayerContext& ctx, const LayerWeights& layer) {
   Workspace& ws = ctx.ws;
   const int64_t width = ctx.config.intermediate_size;
-  const NormedRows normed = {ctx, layer.ffn_norm};
+  const NormedRows normed(ctx, layer.ffn_norm, TapPoint::ffn_norm);
   if (layer.w13->gates()) {
-    float* gated = ws.projected.ensure(static_cast<size_t>(ctx.tokens * width));
-    layer.w13->forward_gated(normed, ctx.tokens, gated, ws.linear);
-    layer.w2->forward(gated, ctx.tokens, ws.hidden.data(), true, ws.linear);
+    ws.projected.ensure(static_cast<size_t>(ctx.tokens * width));
+    layer.w13->forward_gated(normed, ctx.tokens, ws.projected.data(), ws.linear);
+    ctx.tap(TapPoint::mlp_gated, ws.projected, {{ctx.tokens, width}});
+    add_output(ctx, TapPoint::mlp_output, *layer.w2, ws.projected.data());
     return;
   }
   float* both = ws.projected.ensure(static_cast<size_t>(ctx.tokens * 2 * width));
@@ -18,7 +20,11 @@ void mlp_block(const LayerContext& ctx, const LayerWeights& layer) {
     const float* gate = both + t * 2 * width;
     ctx.kernels.silu_mul(gate, gate + width, width, out);
   };
-  layer.w2->forward(gated, ctx.tokens, ws.hidden.data(), true, ws.linear);
+  if (!ctx.taps_at(TapPoint::mlp_gated)) return add_output(ctx, TapPoint::mlp_output, *layer.w2, gated);
+  Buffer<float> rows(static_cast<size_t>(ctx.tokens * width));
+  parallel_for(ctx.tokens, [&](int64_t t) { gated(t, rows.data() + t * width); });
+  ctx.tap(TapPoint::mlp_gated, rows, {{ctx.tokens, width}});
+  add_output(ctx, TapPoint::mlp_output, *layer.w2, rows.data());
 }
 
 }  // namespace lfm

@@ -49,6 +49,16 @@ size_t Model::state_nbytes(int64_t length) const {
   return pages * layout_->page_bytes + new_state().nbytes();
 }
 
+void Model::set_taps(std::shared_ptr<const Taps> taps) {
+  const std::lock_guard lock(taps_mutex_);
+  taps_.swap(taps);
+}
+
+std::shared_ptr<const Taps> Model::taps() const {
+  const std::lock_guard lock(taps_mutex_);
+  return taps_;
+}
+
 int64_t num_logit_rows(std::span<const SequenceInput> inputs) {
   int64_t rows = 0;
   for (const SequenceInput& input : inputs) {
@@ -80,29 +90,48 @@ void Model::check_inputs(std::span<const SequenceInput> inputs) const {
   }
 }
 
-void Model::run_layers(const LayerContext& ctx) const {
+void Model::run_layers(LayerContext ctx) const {
+  Buffer<float>& hidden = ctx.ws.hidden;
+  const TapView all = {{ctx.tokens, config_.hidden_size}};
   int64_t conv_layer = 0, attention_layer = 0;
   for (const LayerWeights& layer : weights_.layers) {
+    ++ctx.layer;
+    ctx.tap(TapPoint::input, hidden, all);
     if (layer.conv) {
       short_conv_block(ctx, layer, conv_layer++);
     } else {
       attention_block(ctx, layer, attention_layer++);
     }
+    ctx.tap(TapPoint::middle, hidden, all);
     mlp_block(ctx, layer);
+    ctx.tap(TapPoint::output, hidden, all);
   }
 }
 
+// The taps change a copy, which is then written to `logits`.
+void Model::tap_logits(const LayerContext& ctx, std::span<const SequenceInput> inputs, float* logits) const {
+  std::vector<TapRows> rows;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const Segment& s = ctx.segments[i];
+    const int64_t count = num_logit_rows(inputs.subspan(i, 1));
+    if (count > 0) rows.push_back({static_cast<int64_t>(i), count, s.position + s.count - count});
+  }
+  const int64_t count = num_logit_rows(inputs), size = count * config_.vocab_size;
+  Buffer<float> copy(static_cast<size_t>(size));
+  std::copy_n(logits, size, copy.data());
+  ctx.visit(TapPoint::logits, copy, {{count, config_.vocab_size}}, rows, true);
+  std::copy_n(copy.data(), size, logits);
+}
+
 void Model::write_logits(const LayerContext& ctx, std::span<const SequenceInput> inputs, float* logits) const {
-  const int64_t hidden = config_.hidden_size, vocab = config_.vocab_size;
+  const NormedRows normed_tokens(ctx, weights_.embedding_norm, TapPoint::norm);
+  const int64_t vocab = config_.vocab_size;
   struct Row {
-    const float* hidden;
+    int64_t token;
     float* logits;
   };
   std::vector<Row> rows;
-  const auto normed = [&](int64_t m, float* out) {
-    kernels_.rms_norm(rows[static_cast<size_t>(m)].hidden, weights_.embedding_norm.data(), config_.norm_eps, hidden,
-                      out);
-  };
+  const auto normed = [&](int64_t m, float* out) { normed_tokens(rows[static_cast<size_t>(m)].token, out); };
   const auto flush = [&] {
     if (rows.empty()) return;
     weights_.head().forward(normed, static_cast<int64_t>(rows.size()), rows[0].logits, false, ctx.ws.linear);
@@ -113,7 +142,7 @@ void Model::write_logits(const LayerContext& ctx, std::span<const SequenceInput>
     const bool some = inputs[i].allowed != nullptr && inputs[i].logits_for == LogitsFor::last;
     if (some) flush();
     for (int64_t t = s.count - num_logit_rows(inputs.subspan(i, 1)); t < s.count; ++t, logits += vocab) {
-      rows.push_back({ctx.ws.hidden.data() + (s.first + t) * hidden, logits});
+      rows.push_back({s.first + t, logits});
     }
     if (!some) continue;
     float* row = rows[0].logits;
@@ -152,7 +181,8 @@ void Model::forward(std::span<const SequenceInput> inputs, float* logits, Worksp
   if (tokens == 0) return;
   const int64_t hidden = config_.hidden_size;
   ws.ensure(config_, tokens);
-  const LayerContext ctx = {config_, kernels_, segments, tokens, ws};
+  const std::shared_ptr<const Taps> model_taps = taps();
+  const LayerContext ctx = {config_, kernels_, segments, tokens, ws, {model_taps.get(), ws.taps}};
 
   for (size_t i = 0; i < inputs.size(); ++i) {
     const Segment& s = segments[i];
@@ -173,6 +203,7 @@ void Model::forward(std::span<const SequenceInput> inputs, float* logits, Worksp
   try {
     run_layers(ctx);
     write_logits(ctx, inputs, logits);
+    if (ctx.taps_at(TapPoint::logits) && num_logit_rows(inputs) > 0) tap_logits(ctx, inputs, logits);
   } catch (...) {
     for (size_t i = 0; i < segments.size(); ++i) {
       std::copy_n(saved + i * conv_size, conv_size, segments[i].state->conv(0));

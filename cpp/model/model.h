@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <vector>
@@ -53,6 +54,11 @@ class Model {
   // Safe to call from several threads with different workspaces and states.
   void forward(std::span<const SequenceInput> inputs, float* logits, Workspace& ws) const;
 
+  // Who sees the activations of every pass that begins from now on; null: nobody. ws.taps see those of one caller,
+  // after these.
+  void set_taps(std::shared_ptr<const Taps> taps);
+  std::shared_ptr<const Taps> taps() const;  // null: none
+
   // Throws std::invalid_argument for no tokens, or one outside the vocabulary.
   void check_tokens(std::span<const int32_t> tokens) const;
 
@@ -70,7 +76,8 @@ class Model {
                                                                const std::function<void()>& after_chunk) const;
 
  private:
-  void run_layers(const LayerContext& ctx) const;
+  void run_layers(LayerContext ctx) const;
+  void tap_logits(const LayerContext& ctx, std::span<const SequenceInput> inputs, float* logits) const;
   void write_logits(const LayerContext& ctx, std::span<const SequenceInput> inputs, float* logits) const;
 
   ModelConfig config_;
@@ -80,6 +87,8 @@ class Model {
   int num_threads_;
   std::shared_ptr<const StateLayout> layout_;
   ModelWeights weights_;
+  mutable std::mutex taps_mutex_;
+  std::shared_ptr<const Taps> taps_;
 };
 
 }  // namespace lfm

@@ -21,11 +21,20 @@ StateLayout::StateLayout(const ModelConfig& config, KvType kv)
       conv_reach(conv_layers * conv_past),
       k_bytes(static_cast<size_t>(kv_bytes(kv, k_elements(config.head_dim)))),
       v_bytes(static_cast<size_t>(kv_bytes(kv, v_elements(config.head_dim)))),
-      page_bytes(static_cast<size_t>(attention_layers * kv_heads) * (k_bytes + v_bytes)) {}
+      page_bytes(static_cast<size_t>(attention_layers * kv_heads) * (k_bytes + v_bytes)),
+      layer_types(config.layer_types) {}
+
+int64_t StateLayout::index_of(int64_t layer, LayerType type) const {
+  const auto layers = static_cast<int64_t>(layer_types.size());
+  check(layer >= 0 && layer < layers, "layer must be between 0 and ", layers - 1, ", not ", layer);
+  const auto at = layer_types.begin() + layer;
+  check(*at == type, "layer ", layer,
+        *at == LayerType::conv ? " is a convolution: it has no K and V" : " is attention: it has no conv state");
+  return std::count(layer_types.begin(), at, type);
+}
 
 SequenceState::SequenceState(std::shared_ptr<const StateLayout> layout)
-    : layout_(std::move(layout)),
-      conv_(static_cast<size_t>(layout_->conv_layers * layout_->conv_past * layout_->hidden)) {}
+    : layout_(std::move(layout)), conv_(first_conv()) {}
 
 void SequenceState::add_page(std::shared_ptr<KvPage> page) {
   page_data_.resize(pages_.size() + 1);
@@ -41,7 +50,8 @@ void SequenceState::reserve(int64_t tokens) {
     if (pages_[i].use_count() > 1) pages_[i] = std::make_shared<KvPage>(*pages_[i]);
     page_data_[i] = pages_[i]->kv.data();
   }
-  // Another thread may have been the last to let go of a page, after reading it.
+  if (conv_.use_count() > 1) conv_ = std::make_shared<Buffer<float>>(*conv_);
+  // Another thread may have been the last to let go of them, after reading it.
   std::atomic_thread_fence(std::memory_order_acquire);
   while (pages_.size() < needed) add_page(std::make_shared<KvPage>(layout_->page_bytes));
 }
@@ -61,9 +71,14 @@ int64_t SequenceState::common_prefix(std::span<const int32_t> tokens) const {
   return i;
 }
 
-void SequenceState::replay_from_pages() {
+std::shared_ptr<Buffer<float>> SequenceState::first_conv() const {
+  return std::make_shared<Buffer<float>>(
+      static_cast<size_t>(layout_->conv_layers * layout_->conv_past * layout_->hidden));
+}
+
+void SequenceState::replay_from_pages(std::shared_ptr<Buffer<float>> conv) {
   replay_ = std::min(length_, layout_->conv_reach);
-  std::fill_n(conv_.data(), conv_.size(), 0.0f);  // what it is before the first token
+  conv_ = std::move(conv);
 }
 
 void SequenceState::drop_tokens(int64_t length) {
@@ -76,17 +91,20 @@ void SequenceState::drop_tokens(int64_t length) {
 void SequenceState::truncate(int64_t length) {
   check(length >= 0 && length <= length_, "length must be between 0 and ", length_, ", not ", length);
   if (length == length_) return;
+  auto conv = first_conv();
   drop_tokens(length);
-  replay_from_pages();
+  replay_from_pages(std::move(conv));
 }
 
 void SequenceState::truncate(int64_t length, const ConvHistory& recent) {
   check(recent.begin + recent.count == length_ && length > recent.begin && length <= length_,
         "the history does not have the conv state after ", length, " tokens");
   if (length == length_) return;
+  auto conv = conv_.use_count() > 1 ? first_conv() : conv_;
+  const float* after = recent.conv.data() + static_cast<size_t>(length - recent.begin - 1) * conv->size();
+  std::copy_n(after, conv->size(), conv->data());
   drop_tokens(length);
-  std::copy_n(recent.conv.data() + static_cast<size_t>(length - recent.begin - 1) * conv_.size(), conv_.size(),
-              conv_.data());
+  conv_ = std::move(conv);
 }
 
 void SequenceState::append_page(std::span<const int32_t> tokens, std::span<const std::byte> kv) {
@@ -105,15 +123,16 @@ void SequenceState::append_page(std::span<const int32_t> tokens, std::span<const
 
 void SequenceState::append_page(std::shared_ptr<KvPage> page, int64_t count) {
   check(length_ % kPage == 0, "the last page of the state is not full");
+  auto conv = first_conv();
   // Room that was reserved beyond the last token.
   pages_.resize(static_cast<size_t>(length_ / kPage));
   page_data_.resize(pages_.size());
   add_page(std::move(page));
   length_ += count;
-  replay_from_pages();
+  replay_from_pages(std::move(conv));
 }
 
-size_t SequenceState::nbytes() const { return pages_.size() * layout_->page_bytes + conv_.bytes(); }
+size_t SequenceState::nbytes() const { return pages_.size() * layout_->page_bytes + conv_->bytes(); }
 
 size_t SequenceState::shared_nbytes() const {
   const auto shared =

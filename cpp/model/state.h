@@ -23,6 +23,12 @@ struct StateLayout {
   int64_t conv_layers, conv_past, hidden;  // conv state: [conv layer][conv_past = taps - 1][hidden] fp32
   int64_t conv_reach;                      // how many tokens back all convolutions together look: layers * past
   size_t k_bytes, v_bytes, page_bytes;
+  std::vector<LayerType> layer_types;
+
+  // Which of its kind the model's layer `layer` is. Throws std::invalid_argument when it is of the other kind.
+  int64_t conv_layer(int64_t layer) const { return index_of(layer, LayerType::conv); }
+  int64_t attention_layer(int64_t layer) const { return index_of(layer, LayerType::full_attention); }
+  int64_t index_of(int64_t layer, LayerType type) const;
 
   size_t k_offset(int64_t attention_layer, int64_t head) const {
     return static_cast<size_t>(attention_layer * kv_heads + head) * (k_bytes + v_bytes);
@@ -44,8 +50,8 @@ struct ConvHistory {
   Buffer<float> conv;            // [count][conv layer][conv_past][hidden]
 };
 
-// Copying is a snapshot: pages are shared and copied only when one of the owners writes to them. Assigning a snapshot
-// back restores it. A copy costs the conv state (40 KiB in bf16 terms) plus one pointer per 64 tokens.
+// Copying is a snapshot: pages and the conv state are shared and copied only when one of the owners writes to them.
+// Assigning a snapshot back restores it. A copy costs one pointer per 64 tokens.
 //
 // A state can go back to any of its tokens. K and V of those before are there; the conv state is not, since only the
 // last one is kept. It is rebuilt by the next forward pass, which runs the last conv_reach tokens once more without
@@ -76,8 +82,8 @@ class SequenceState {
   // The same with the first `count` tokens of a page that others hold too.
   void append_page(std::shared_ptr<KvPage> page, int64_t count);
 
-  // Makes room for `tokens` more and un-shares the pages that they write to. Throws std::bad_alloc and changes nothing
-  // visible then.
+  // Makes room for `tokens` more and un-shares what they write to: pages and the conv state. Throws std::bad_alloc and
+  // changes nothing visible then.
   void reserve(int64_t tokens);
   void advance(std::span<const int32_t> tokens);  // after the forward pass wrote their K and V; ends a replay
 
@@ -88,10 +94,13 @@ class SequenceState {
   const std::byte* const* pages() const { return page_data_.data(); }  // [num_pages()], until the next reserve()
   int64_t num_pages() const { return static_cast<int64_t>(pages_.size()); }
 
-  float* conv(int64_t conv_layer) { return conv_.data() + conv_layer * layout_->conv_past * layout_->hidden; }
+  // To write to after reserve() alone.
+  float* conv(int64_t conv_layer) { return conv_->data() + conv_layer * layout_->conv_past * layout_->hidden; }
   const float* conv(int64_t conv_layer) const {
-    return conv_.data() + conv_layer * layout_->conv_past * layout_->hidden;
+    return conv_->data() + conv_layer * layout_->conv_past * layout_->hidden;
   }
+  // For others to hold, like a page; all layers.
+  std::shared_ptr<const Buffer<float>> shared_conv() const { return conv_; }
 
   size_t nbytes() const;         // pages (shared ones too) and conv state
   size_t shared_nbytes() const;  // pages that others hold too
@@ -99,13 +108,14 @@ class SequenceState {
  private:
   void add_page(std::shared_ptr<KvPage> page);
   void drop_tokens(int64_t length);
-  void replay_from_pages();
+  std::shared_ptr<Buffer<float>> first_conv() const;  // zeros: what it is before the first token
+  void replay_from_pages(std::shared_ptr<Buffer<float>> conv);
 
   std::shared_ptr<const StateLayout> layout_;
   int64_t length_ = 0, replay_ = 0;
   std::vector<std::shared_ptr<KvPage>> pages_;
   std::vector<const std::byte*> page_data_;  // of pages_
-  Buffer<float> conv_;
+  std::shared_ptr<Buffer<float>> conv_;
 };
 
 }  // namespace lfm

@@ -199,6 +199,35 @@ struct Lister {
   void bias(const std::string&, const Linear&) const {}
 };
 
+class Locator {
+ public:
+  explicit Locator(std::map<std::string, TensorPlace>& places) : places_(places) {}
+
+  void matrix(const std::string&, const std::vector<Part>& parts, int64_t cols,
+              const std::unique_ptr<Linear>& linear) const {
+    int64_t first_row = 0;
+    for (const Part& part : parts) {
+      places_[part.name] = {{part.rows, cols}, nullptr, {}, linear.get(), first_row};
+      first_row += part.rows;
+    }
+  }
+  void embedding(const std::string& name, int64_t rows, int64_t cols, const std::unique_ptr<Linear>& linear) const {
+    matrix(name, {{name, rows}}, cols, linear);
+  }
+  void vector(const std::string& name, const std::vector<int64_t>& shape, const std::vector<float>& values) const {
+    places_[name] = {shape, values.data(), {1}};
+  }
+  void taps(const std::string& name, int64_t channels, int64_t taps, const std::vector<float>& values) const {
+    places_[name] = {{channels, 1, taps}, values.data(), {1, 1, channels}};
+  }
+  void bias(const std::string& name, const Linear& linear) const {
+    places_[name] = {{linear.out_features()}, linear.bias().data(), {1}};
+  }
+
+ private:
+  std::map<std::string, TensorPlace>& places_;
+};
+
 // ---- digest ------------------------------------------------------------------------------------------------------
 
 class Digest {
@@ -268,6 +297,12 @@ std::map<std::string, const Linear*> named_linears(const ModelConfig& config, co
   std::map<std::string, const Linear*> linears;
   visit_weights(config, weights, Lister{linears});
   return linears;
+}
+
+std::map<std::string, TensorPlace> tensor_places(const ModelConfig& config, const ModelWeights& weights) {
+  std::map<std::string, TensorPlace> places;
+  visit_weights(config, weights, Locator(places));
+  return places;
 }
 
 void export_weights(const ModelConfig& config, const ModelWeights& weights, const WeightSink& sink) {

@@ -62,6 +62,18 @@ ModelWeights load_weights(const ModelConfig& config, const TensorSource& source,
 // The layers by name, without embedding and output head.
 std::map<std::string, const Linear*> named_linears(const ModelConfig& config, const ModelWeights& weights);
 
+// Where a model has a tensor of its checkpoint: fp32 values in place, or rows of a packed matrix.
+struct TensorPlace {
+  std::vector<int64_t> shape;
+  const float* values = nullptr;
+  std::vector<int64_t> strides = {};  // of values, in elements
+  const Linear* matrix = nullptr;
+  int64_t first_row = 0;  // of shape[0], in the matrix
+};
+
+// All tensors, by name.
+std::map<std::string, TensorPlace> tensor_places(const ModelConfig& config, const ModelWeights& weights);
+
 // Takes a model's weights apart: matrices as they lie in memory, named as their tensors (fused ones: "qkv_proj",
 // "w13"), and the small tensors in the shapes that TensorSource::get is asked for.
 struct WeightSink {

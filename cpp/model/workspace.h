@@ -8,6 +8,7 @@
 #include "base/buffer.h"
 #include "kernels/linear.h"
 #include "model/config.h"
+#include "model/taps.h"
 
 namespace lfm {
 
@@ -34,6 +35,7 @@ struct Workspace {
   AttentionPlan attention_plan;
   Buffer<float> conv_states;  // copies from before the pass, to go back to on an error
   LinearScratch linear;
+  const Taps* taps = nullptr;  // of this caller
 
   // Room for a batch of `tokens`. What a prompt needed leaves the process when decoding begins: tens of megabytes, and
   // milliseconds to have them again for the next prompt.
@@ -41,8 +43,10 @@ struct Workspace {
     const auto n = static_cast<size_t>(tokens);
     if (hidden.size() > std::max<size_t>(8 * n, 64) * c.hidden_size) {
       InputSquares* const squares = linear.squares;  // not memory
+      const Taps* const callers = taps;
       *this = Workspace();
       linear.squares = squares;
+      taps = callers;
     }
     hidden.ensure(n * c.hidden_size);
     projected.ensure(n * std::max(3 * c.hidden_size, c.query_width() + 2 * c.kv_width()));

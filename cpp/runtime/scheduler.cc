@@ -44,7 +44,7 @@ void Scheduler::cancel(int64_t request) {
   const auto found = std::find_if(requests_.begin(), requests_.end(), [&](const auto& r) { return r->id == request; });
   if (found == requests_.end()) return;
   settle(**found);
-  if (cache_) cache_->insert((*found)->state);
+  if (cache_ && !(*found)->tapped) cache_->insert((*found)->state);
   if ((*found)->keep_state) kept_.insert_or_assign(request, std::move((*found)->state));
   requests_.erase(found);
 }
@@ -134,7 +134,7 @@ int32_t Scheduler::sample(Request& r, std::span<float> row) {
 // What the cache has of a request's prompt becomes its state. False: it waits for another one that is about to compute
 // more of it.
 bool Scheduler::begin(Request& r, std::vector<Request*>& prefilling) {
-  if (r.begun || cache_ == nullptr || cache_->max_bytes() == 0) return true;
+  if (r.begun || r.tapped || cache_ == nullptr || cache_->max_bytes() == 0) return true;
   constexpr int64_t kWorthwhile = 16;  // tokens saved, for which it is good to share a page that will be copied
   // The last token's logits are needed.
   const auto prompt = std::span<const int32_t>(r.tokens).first(static_cast<size_t>(r.prompt_length - 1));
@@ -220,7 +220,11 @@ std::vector<StepEvent> Scheduler::step() {
     drop_finished(events);
     return events;
   }
-  for (const auto& r : requests_) settle(*r);
+  const bool tapped = model_->taps() != nullptr;
+  for (const auto& r : requests_) {
+    settle(*r);
+    r->tapped |= tapped;
+  }
   // A pass of a few tokens takes little longer than one of a single token, if that many.
   constexpr int64_t kFew = 16;
   const int64_t draft_limit = kFew / std::max<int64_t>(1, static_cast<int64_t>(requests_.size())) - 1;
@@ -242,7 +246,7 @@ std::vector<StepEvent> Scheduler::step() {
     if (!decoding) room -= count + r->state.replay();
     const bool last = r->processed + count == total;
     running.push_back(r.get());
-    if (total > r->prompt_length && last) propose(*r, draft_limit);
+    if (total > r->prompt_length && last && !tapped) propose(*r, draft_limit);
     if (!r->draft.empty()) {
       inputs.push_back(
           {&r->state, r->pending, LogitsFor::last, nullptr, static_cast<int64_t>(r->draft.size()) + 1, &r->history});
@@ -265,7 +269,7 @@ std::vector<StepEvent> Scheduler::step() {
   for (size_t i = 0; i < running.size(); ++i) {
     Request& r = *running[i];
     r.processed += static_cast<int64_t>(inputs[i].tokens.size());
-    if (std::exchange(r.followed, false)) cache_->insert(r.state);
+    if (std::exchange(r.followed, false) && !r.tapped) cache_->insert(r.state);
     if (inputs[i].logits_for == LogitsFor::none) continue;
     if (!r.draft.empty()) r.rows = logits;
     events.push_back(next(r, logits));

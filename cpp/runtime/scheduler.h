@@ -110,6 +110,7 @@ class Scheduler {
     bool keep_state = false;
     bool begun = false;     // took what the cache has
     bool followed = false;  // others wait for what it computes
+    bool tapped = false;    // its state may be what taps made of it: not for other requests
     // Speculation: the last pass computed `draft` after the first draft_begin tokens, with the logits after each.
     PromptLookup lookup{0};
     std::vector<int32_t> draft = {}, pending = {};

@@ -9,14 +9,17 @@ import typing
 
 import numpy
 import numpy.typing
+import typing_extensions
 
 __all__: list[str] = [
     "FileMap",
+    "HookSite",
     "Model",
     "PrefixCache",
     "ProcessorParams",
     "Scheduler",
     "State",
+    "bf16_to_dlpack",
     "cpu_info",
     "dequantize",
     "forked_after_parallel",
@@ -58,6 +61,32 @@ class State:
         """
         How many of input_ids [n] are the tokens that this state begins with.
         """
+    def conv(self, layer: typing.SupportsInt | typing.SupportsIndex) -> numpy.ndarray:
+        """
+        The conv state of a layer: the last B * x, oldest first, float32 [conv_L_cache - 1, hidden_size]. Read-only and without a copy; it stays as it is when the state goes on. ValueError after truncate(), until the next forward pass.
+        """
+    def key_page(
+        self,
+        layer: typing.SupportsInt | typing.SupportsIndex,
+        page: typing.SupportsInt | typing.SupportsIndex,
+    ) -> numpy.ndarray:
+        """
+        The keys of the 64 tokens from 64 * page on, in the type of the state (bfloat16: of ml_dtypes, else its bits as uint16), [kv_heads, 64, head_dim / p, p]; p is 1 in float32, else 2. Read-only and without a copy; it stays as it is when the state goes on. Slots beyond the length are undefined.
+        """
+    def key_scales(
+        self,
+        layer: typing.SupportsInt | typing.SupportsIndex,
+        page: typing.SupportsInt | typing.SupportsIndex,
+    ) -> numpy.ndarray:
+        """
+        What the keys of key_page are multiplied with, int8 states only: bfloat16 [kv_heads, 64], one per token.
+        """
+    def keys(
+        self, layer: typing.SupportsInt | typing.SupportsIndex
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        A copy of the keys of a layer, rotated, float32 [kv_heads, length, head_dim].
+        """
     def pages(self) -> list[numpy.typing.NDArray[numpy.uint8]]:
         """
         K and V of 64 tokens each, uint8 [page bytes] in the engine's layout, read-only and without a copy.
@@ -73,6 +102,28 @@ class State:
     def truncate(self, length: typing.SupportsInt | typing.SupportsIndex) -> None:
         """
         Goes back to the first `length` tokens, exactly; ValueError if there are fewer. The next forward pass runs the last few tokens before them once more, to rebuild the conv state.
+        """
+    def value_page(
+        self,
+        layer: typing.SupportsInt | typing.SupportsIndex,
+        page: typing.SupportsInt | typing.SupportsIndex,
+    ) -> numpy.ndarray:
+        """
+        The same of the values, [kv_heads, 64 / p, p, head_dim].
+        """
+    def value_scales(
+        self,
+        layer: typing.SupportsInt | typing.SupportsIndex,
+        page: typing.SupportsInt | typing.SupportsIndex,
+    ) -> numpy.ndarray:
+        """
+        The same of the values.
+        """
+    def values(
+        self, layer: typing.SupportsInt | typing.SupportsIndex
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        A copy of the values of a layer, float32 [kv_heads, length, head_dim].
         """
     @property
     def length(self) -> int:
@@ -95,6 +146,28 @@ class State:
         A copy of the tokens, int32 [length].
         """
 
+class HookSite:
+    """
+    Where a hook is called: the point, and which tokens the rows of its array are.
+    """
+    @property
+    def layer(self) -> int | None:
+        """
+        None outside of layers.
+        """
+    @property
+    def name(self) -> str: ...
+    @property
+    def positions(self) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        int64 [rows]: the position of each row's token.
+        """
+    @property
+    def sequences(self) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        int64 [rows]: which of the sequences that share this pass each row belongs to.
+        """
+
 class Model:
     """
     Immutable weights and the forward pass.
@@ -113,6 +186,10 @@ class Model:
     ) -> None:
         """
         config: checkpoint.ModelConfig; checkpoint: a checkpoint.Checkpoint; dtype: 'float32', 'bfloat16', 'int8' or 'int4'; num_threads: 0 takes the physical cores that this process may use; kv_dtype: type of K and V in states, 'float32', 'bfloat16', 'int8' or 'auto' (float32 for float32 weights, else bfloat16).
+        """
+    def describe_weights(self) -> dict[str, tuple[list[int], str]]:
+        """
+        Name to (shape, layout) of every tensor; layout 'float32' lies in memory as it is.
         """
     def export_weights(
         self,
@@ -134,9 +211,10 @@ class Model:
         logits: str = "all",
         chunk: typing.SupportsInt | typing.SupportsIndex = 256,
         out: numpy.typing.NDArray[numpy.float32] | None = None,
+        taps: typing.Any = None,
     ) -> numpy.typing.NDArray[numpy.float32]:
         """
-        Appends input_ids [n] to the state; returns float32 logits [n, vocab] ('all') or [1, vocab] ('last'), written to `out` if given.
+        Appends input_ids [n] to the state; returns float32 logits [n, vocab] ('all') or [1, vocab] ('last'), written to `out` if given. taps: as at set_taps, for this call and after those of the model.
         """
     def forward_batch(
         self,
@@ -153,9 +231,34 @@ class Model:
         The mean square of each input of each linear layer over all tokens of the sequences [n], by name; float32 models only. What a model in 'int4' can be given as `importance`.
         """
     def new_state(self) -> State: ...
+    def set_taps(self, taps: typing.Any) -> None:
+        """
+        From the next pass on, call taps.visit(array, site) at each of the points taps.names. Refers to the object weakly. None: no more calls.
+        """
     def state_nbytes(self, length: typing.SupportsInt | typing.SupportsIndex) -> int:
         """
         Bytes of the state of a sequence of so many tokens.
+        """
+    def tap_names(self) -> list[str]:
+        """
+        The names of all points, in the order in which a pass comes by.
+        """
+    def weight_in_place(self, name: str) -> numpy.ndarray:
+        """
+        A tensor that lies in memory as it is (norms, convolution kernels, biases): float32, read-only and without a copy.
+        """
+    def weight_memory(self, name: str) -> list[numpy.typing.NDArray[numpy.uint8]]:
+        """
+        The memory of a packed matrix in the engine's layout, uint8 arrays, read-only and without a copy. q, k and v share one, and so do w1 and w3.
+        """
+    def weight_rows(
+        self,
+        name: str,
+        begin: typing.SupportsInt | typing.SupportsIndex,
+        end: typing.SupportsInt | typing.SupportsIndex,
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        A float32 copy [end - begin, columns] of rows of a packed matrix: the values that the model computes with.
         """
     @property
     def dtype(self) -> str: ...
@@ -374,6 +477,11 @@ class Scheduler:
         """
         Forward passes so far.
         """
+
+def bf16_to_dlpack(array: numpy.ndarray, versioned: bool) -> typing_extensions.CapsuleType:
+    """
+    A DLPack capsule over an array of bfloat16 (elements of 2 bytes), which it keeps alive. versioned: of DLPack 1, which can say that it is read-only.
+    """
 
 def cpu_info() -> dict[str, typing.Any]:
     """

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from .arrays import Weights
 from .calibration import Importance, measure_importance
 from .chat import ToolRun, chat, run_tools
 from .chat_template import Message
@@ -27,6 +28,7 @@ from .checkpoint import (
 from .constraint import Constraint
 from .generate import GenerateOutput, run_requests
 from .generation import GenerationConfig
+from .hooks import Capture, Hooks
 from .inputs import read_prompts
 from .response_format import make_constraints
 from .rows import end_ids
@@ -56,9 +58,15 @@ class CausalLMOutput:
     Attributes:
         logits: float32 [batch, sequence, vocab_size], written in place by the engine. Rows of
             padding are zero. With `logits_to_keep=n` the last n positions only.
+        hidden_states: with `output_hidden_states`, as in transformers: float32 [batch, sequence,
+            hidden_size] before each layer, and at last after the final norm, so layers + 1 of them.
+        attentions: with `output_attentions`, for each attention layer float32 [batch, heads,
+            sequence, sequence], 0 where nothing is seen.
     """
 
     logits: npt.NDArray[np.float32]
+    hidden_states: tuple[npt.NDArray[np.float32], ...] | None = None
+    attentions: tuple[npt.NDArray[np.float32], ...] | None = None
 
 
 def auto_dtype(checkpoint: Checkpoint) -> str:
@@ -106,7 +114,9 @@ class _WithProgress:
 
 
 class CausalLM(Scoring):
-    """A loaded model. Immutable, so threads may share it; made by `AutoModelForCausalLM`.
+    """A loaded model. Immutable but for its hooks, so threads may share it.
+
+    Made by `AutoModelForCausalLM`.
 
     Attributes:
         config: sizes and layer types, see `checkpoint.ModelConfig`.
@@ -115,6 +125,8 @@ class CausalLM(Scoring):
             once, from any token on, within `prefix_cache.max_bytes` of memory (256 MiB unless set;
             22,000 tokens of LFM2-350M); 0 turns it off. It never changes a result. It holds on to
             what prompts said: `prefix_cache.clear()` forgets.
+        hooks: functions that see and change activations, see `Hooks`.
+        weights: arrays by name, see `Weights`.
         core: the C++ model, for states and single steps (`new_state`, `forward`, `forward_batch`).
     """
 
@@ -125,6 +137,8 @@ class CausalLM(Scoring):
         self.config = config
         self.generation_config = generation_config
         self.prefix_cache = _core.PrefixCache(core, DEFAULT_PREFIX_CACHE_BYTES)
+        self.hooks = Hooks(core)
+        self.weights = Weights(core)
 
     @property
     def dtype(self) -> str:
@@ -161,7 +175,13 @@ class CausalLM(Scoring):
         )
 
     def __call__(
-        self, input_ids: Any, attention_mask: Any = None, *, logits_to_keep: int = 0
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        *,
+        logits_to_keep: int = 0,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
     ) -> CausalLMOutput:
         """Logits of whole sequences.
 
@@ -169,9 +189,12 @@ class CausalLM(Scoring):
             input_ids: integers [batch, sequence] or [sequence]; lists, NumPy or torch.
             attention_mask: [batch, sequence], 0 for padding on the left.
             logits_to_keep: compute only the last n positions' logits to return; 0 for all.
+            output_hidden_states, output_attentions: return these too. For those of an answer, call
+                the model with what `generate` returned: the bits are the same.
 
         Returns:
-            An output with `.logits`, float32 [batch, sequence or n, vocab_size].
+            An output with `.logits`, float32 [batch, sequence or n, vocab_size], and what else was
+            asked for.
 
         Raises:
             ValueError: bad ids, an empty or ragged batch, or a sequence over the context.
@@ -186,16 +209,23 @@ class CausalLM(Scoring):
             raise ValueError(f"logits_to_keep must be an integer, not {logits_to_keep!r}")
         if logits_to_keep < 0:
             raise ValueError(f"logits_to_keep must not be negative, not {logits_to_keep}")
-        if logits_to_keep == 1:
-            last = np.empty((batch, 1, self.config.vocab_size), np.float32)
-            for row, out in zip(prompts.rows, last, strict=True):
-                self.core.forward(self.core.new_state(), row, "last", out=out)
-            return CausalLMOutput(last)
-        logits = np.empty((batch, length, self.config.vocab_size), np.float32)
-        for row, start, out in zip(prompts.rows, prompts.starts, logits, strict=True):
-            out[:start] = 0
-            self.core.forward(self.core.new_state(), row, "all", out=out[start:])
-        return CausalLMOutput(logits[:, -logits_to_keep:] if logits_to_keep else logits)
+        capture = Capture(self.core, batch, length, output_hidden_states, output_attentions)
+        last = logits_to_keep == 1
+        logits = np.empty((batch, 1 if last else length, self.config.vocab_size), np.float32)
+        for i, (row, start, out) in enumerate(
+            zip(prompts.rows, prompts.starts, logits, strict=True)
+        ):
+            if not last:
+                out[:start] = 0
+            rows = out if last else out[start:]
+            taps = capture.begin(i, start)
+            state = self.core.new_state()
+            self.core.forward(state, row, "last" if last else "all", out=rows, taps=taps)
+        return CausalLMOutput(
+            logits[:, -logits_to_keep:] if logits_to_keep else logits,
+            capture.hidden_states,
+            capture.attentions,
+        )
 
     def generate(
         self,
@@ -283,6 +313,7 @@ class CausalLM(Scoring):
                 stopping_criteria=stopping_criteria,
                 return_exceptions=return_exceptions,
                 state=past_key_values,
+                # It holds for the model as it is.
                 prefix_cache=self.prefix_cache,
             )
         except BaseException as error:
