@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .data import Prompt
-from .extras import find_nltk_data, require, version, quiet_downloads
+from .extras import find_nltk_data, quiet_downloads, require, version
 
 _SEED = 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ def add_commands(
     generation_options: Callable[[Options], dict[str, Any]],
 ) -> None:
     """Add `eval` and its benchmarks to the command line's sub-commands."""
-    evaluate = commands.add_parser("eval", help="run a benchmark: ifeval, ifbench")
+    evaluate = commands.add_parser("eval", help="run a benchmark: ifeval, ifbench, bfcl, lm-eval")
     benchmarks = evaluate.add_subparsers(required=True, metavar="BENCHMARK")
     for name, title in _TITLES.items():
         command = benchmarks.add_parser(
@@ -40,6 +39,38 @@ def add_commands(
         command.set_defaults(
             run=_instructions, benchmark=name, generation_options=generation_options
         )
+
+    command = benchmarks.add_parser(
+        "bfcl", help="BFCL: calls of functions, in one turn and several"
+    )
+    command.add_argument("model", metavar="MODEL", help="hub id, folder, .gguf or .lfm file")
+    command.add_argument(
+        "--categories",
+        metavar="NAMES",
+        default="all",
+        help="categories or groups, separated by commas: all (default), non_live, "
+        "non_live_python, live, single_turn, multi_turn, or one such as simple_python",
+    )
+    command.add_argument(
+        "--calls",
+        choices=("free", "auto", "required"),
+        default="free",
+        help="free (default); auto: text or calls, and calls are constrained to the tools; "
+        "required: always calls, constrained",
+    )
+    _add_run_options(command)
+    add_engine_options(command)
+    add_sampling_options(command)
+    command.set_defaults(run=_bfcl, benchmark="bfcl", generation_options=generation_options)
+
+    command = benchmarks.add_parser(
+        "compare", help="compare two reports: which verdicts are the same"
+    )
+    command.add_argument("first", metavar="REPORT", help="a report.json")
+    command.add_argument("second", metavar="REPORT", help="another of the same benchmark")
+    command.add_argument("-o", "--output", metavar="FILE", help="write the comparison as JSON")
+    command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    command.set_defaults(run=_compare)
 
 
 def _add_run_options(command: argparse.ArgumentParser) -> None:
@@ -83,6 +114,51 @@ def _instructions(options: Options) -> int:
         )
     _print_instructions(report)
     print(f"{out}: report.json" + ("" if options.no_picture else ", report.png"))
+    return 0
+
+
+def _bfcl(options: Options) -> int:
+    from .bfcl import run_bfcl
+
+    generation = options.generation_options(options)
+    if options.batch_size is not None:
+        generation["batch_size"] = options.batch_size
+    from .bfcl.package import prepare, read_categories
+
+    categories = read_categories([name.strip() for name in options.categories.split(",")])
+    prepare()  # complain before the weights are loaded
+    out = _out_folder(options)
+    model, tokenizer = load(options)
+    report = run_bfcl(
+        model,
+        tokenizer,
+        out,
+        categories=categories,
+        calls=options.calls,
+        model_name=options.model,
+        limit=options.limit,
+        picture=not options.no_picture,
+        **generation,
+    )
+    _print_bfcl(report)
+    print(f"{out}: report.json, score/" + ("" if options.no_picture else ", report.png"))
+    return 0
+
+
+def _compare(options: Options) -> int:
+    from .compare import compare_reports, read_report
+    from .response_log import save_json
+
+    result = compare_reports(read_report(options.first), read_report(options.second))
+    rows = [("", "first %", "second %", "same %", "count")]
+    for name, counts in result["scores"].items():
+        first, second, same = counts["first"], counts["second"], counts["same"]
+        cells = (show_share(share) for share in (first, second, same))
+        rows.append((name, *cells, str(same["count"])))
+    print_table(rows)
+    print(f"{result['common']} responses are in both; 95% Wilson intervals")
+    if options.output is not None:
+        save_json(result, Path(options.output))
     return 0
 
 
@@ -137,6 +213,36 @@ def _print_instructions(report: Mapping[str, Any]) -> None:
     print_errors(report["errors"])
 
 
+def _print_bfcl(report: Mapping[str, Any]) -> None:
+    rows = [("", "accuracy %", "count", "with calls", "broken", "cut off")]
+    for name, share in report["categories"].items():
+        calls = report["calls"][name]
+        numbers = (calls[each] for each in ("answers", "calls", "broken", "cut_off"))
+        answers, found, broken, cut_off = numbers
+        rows.append(
+            (
+                name,
+                show_share(share),
+                str(share["count"]),
+                f"{found} of {answers}",
+                str(broken),
+                str(cut_off),
+            )
+        )
+    print_table(rows)
+    means = {name: value for name, value in report["v3"].items() if isinstance(value, float)}
+    if means:
+        listed = ", ".join(f"{name} {100 * value:.2f}" for name, value in means.items())
+        print(f"BFCL v3: {listed}")
+    print(f"95% Wilson intervals; checked by {report['checkers']}")
+    speed = report["speed"]
+    print(
+        f"{speed['prompt_tokens']:,} prompt tokens, {speed['new_tokens']:,} new ones in "
+        f"{speed['seconds']:,.1f} s: {speed['tokens_per_second']} tokens/s"
+    )
+    print_errors(report["errors"])
+
+
 def print_errors(errors: Any) -> None:
     """Say what could not be answered or checked, the first few by name."""
     if not errors:
@@ -146,7 +252,6 @@ def print_errors(errors: Any) -> None:
         print(f"  {entry['key']}: {entry['error'][:150]}")
     if len(errors) > 5:
         print(f"  and {len(errors) - 5} more, see the report")
-    sys.stdout.flush()
 
 
 def print_table(rows: list[tuple[str, ...]]) -> None:
