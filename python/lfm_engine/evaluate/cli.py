@@ -64,6 +64,20 @@ def add_commands(
     command.set_defaults(run=_bfcl, benchmark="bfcl", generation_options=generation_options)
 
     command = benchmarks.add_parser(
+        "lm-eval",
+        help="any task of lm-eval (lm-evaluation-harness)",
+        description="lm-eval's own command line with this engine's model: what comes after MODEL "
+        "goes to lm-eval, such as --tasks mmlu_pro --apply_chat_template --limit 100.",
+    )
+    add_engine_options(command)
+    command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    command.add_argument("model", metavar="MODEL", help="hub id, folder, .gguf or .lfm file")
+    command.add_argument(
+        "arguments", metavar="...", nargs=argparse.REMAINDER, help="lm-eval's own arguments"
+    )
+    command.set_defaults(run=_lm_eval)
+
+    command = benchmarks.add_parser(
         "compare", help="compare two reports: which verdicts are the same"
     )
     command.add_argument("first", metavar="REPORT", help="a report.json")
@@ -142,6 +156,21 @@ def _bfcl(options: Options) -> int:
     )
     _print_bfcl(report)
     print(f"{out}: report.json, score/" + ("" if options.no_picture else ", report.png"))
+    return 0
+
+
+def _lm_eval(options: Options) -> int:
+    from .harness import run_command_line
+
+    run_command_line(
+        options.model,
+        {
+            "dtype": options.dtype,
+            "kv_dtype": options.kv_dtype,
+            "num_threads": options.threads,
+        },
+        [argument for argument in options.arguments if argument != "--"],
+    )
     return 0
 
 
