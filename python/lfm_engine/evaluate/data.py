@@ -68,7 +68,7 @@ def load_prompts(source: str | os.PathLike[str]) -> list[Prompt]:
         MissingExtraError: `source` is on the hub, and the package datasets is missing.
     """
     if Path(source).exists() or Path(source).suffix in (".jsonl", ".json"):
-        rows = ((f"{source}, line {number}", row) for number, row in read_jsonl(source))
+        rows = _file_rows(source)
     else:
         rows = _hub_rows(str(source))
     prompts: dict[Key, Prompt] = {}
@@ -80,6 +80,11 @@ def load_prompts(source: str | os.PathLike[str]) -> list[Prompt]:
     if not prompts:
         raise ValueError(f"{source}: no prompts")
     return list(prompts.values())
+
+
+def _file_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, row in read_jsonl(path):
+        yield f"{path}, line {number}", row
 
 
 def _hub_rows(name: str) -> Iterator[tuple[str, dict[str, Any]]]:

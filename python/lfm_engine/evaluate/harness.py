@@ -38,7 +38,7 @@ MAX_NEW_TOKENS = 256  # where a task does not say
 _Pair = tuple[Any, list[int], list[int]]
 
 
-@register_model(NAME)  # type: ignore[untyped-decorator]
+@register_model(NAME)
 class EngineLM(TemplateLM):  # type: ignore[misc]
     """A model of this engine for lm-eval.
 
@@ -131,7 +131,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
     # -- lm-eval's three requests --
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[_Pair], disable_tqdm: bool = False, **_: Any
+        self, requests: Sequence[_Pair], disable_tqdm: bool = False, **options: Any
     ) -> list[tuple[float, bool]]:
         out: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         # Those with one context come together: it is computed once.
@@ -160,8 +160,8 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
         out = []
-        for request in tqdm(requests, desc="loglikelihood_rolling", disable=disable_tqdm):
-            (text,) = request.args
+        texts = [str(request.args[0]) for request in requests]
+        for text in tqdm(texts, desc="loglikelihood_rolling", disable=disable_tqdm):
             windows = lm_utils.get_rolling_token_windows(
                 token_list=self.tok_encode(text),
                 prefix_token=self.prefix_token_id,
@@ -176,11 +176,11 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         out = [""] * len(requests)
-        groups: dict[str, list[int]] = {}
+        alike: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
-            groups.setdefault(repr(request.args[1]), []).append(index)
+            alike.setdefault(repr(request.args[1]), []).append(index)
         with tqdm(total=len(requests), desc="generate_until", disable=disable_tqdm) as bar:
-            for members in groups.values():
+            for members in alike.values():
                 self._generate([requests[index].args for index in members], members, out, bar)
         return out
 

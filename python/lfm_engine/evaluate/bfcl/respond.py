@@ -94,11 +94,13 @@ class Responder:
         vocab_size = self.model.config.vocab_size
         limit = 3 * int(self.config.max_new_tokens or 0) // 4
 
-        marks = {} if self._marks is None else {"start": START, "end": END}
-        if self._mode == "auto":
-            marks = {"end": END}
+        marked = self._marks is not None
         # Without tokens that end it, the answer is complete when the grammar is.
-        grammar = tool_grammar(functions, **marks)
+        grammar = tool_grammar(
+            functions,
+            start=START if marked and self._mode == "required" else "",
+            end=END if marked else "",
+        )
         inner = compile_grammar([grammar], self.tokenizer, vocab_size, (), "tools")
         calls: Constraint = inner
         if self._mode == "auto" and self._marks is not None:
