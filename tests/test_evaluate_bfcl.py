@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from lfm_engine import CausalLM
+import golden_models
+from lfm_engine import AutoModelForCausalLM, CausalLM
 from lfm_engine.evaluate import MissingExtraError
 from lfm_engine.evaluate.bfcl import package, run_bfcl
 from lfm_engine.tokenizer import Tokenizer
@@ -321,3 +322,37 @@ def test_results_are_official_files(
     assert json.loads(result.read_text())["id"] == report["responses"][0]["key"]
     assert (tmp_path / "report.png").stat().st_size > 5000
     assert json.loads((tmp_path / "report.json").read_text()) == report
+
+
+def test_calls_are_complete_where_the_context_ends(
+    chat_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    from lfm_engine.evaluate.answering import Answer, answer_all
+    from lfm_engine.evaluate.bfcl.respond import Responder
+
+    folder = golden_models.random_model(
+        tmp_path / "model", vocab_size=300, max_position_embeddings=1000
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", num_threads=1)
+    config = model.generation_config.merged(max_new_tokens=900, do_sample=False)
+    responder = Responder(model, chat_tokenizer, config, "required")
+    parameters = {
+        "type": "object",
+        "properties": {
+            "text": {"type": "string"},
+            "list": {"type": "array", "items": {"type": "string"}},
+            "any": {},
+        },
+        "required": ["text", "list", "any"],
+    }
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    reader = handlers.EngineHandler()
+    told: list[Answer] = []
+    for room in (80, 200, 700, 950):
+        prompt = [5 + index % 200 for index in range(1000 - room)]
+        constraints = [responder.constraint(tools, len(prompt))]
+        answer_all(model, chat_tokenizer, [prompt], config, told.append, constraints=constraints)
+        result, kind = reader.read(responder.reply(told[-1]), tools)
+        assert kind == "calls" and told[-1].finish_reason == "stop", responder.reply(told[-1])
+        assert {*json.loads(result[0]["f"])} == {"text", "list", "any"}
+    assert min(answer.new_tokens for answer in told) < 80

@@ -19,6 +19,7 @@ from ..instructions import chat_ids
 from .handler import Reply, Tools
 
 MODES = ("free", "auto", "required")
+_CLOSING = 256  # tokens that are kept for bringing calls to their end
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
@@ -86,13 +87,15 @@ class Responder:
         """The ids of a conversation; `native`: the template gets the tools."""
         return chat_ids(self.tokenizer, messages, **_template(tools, native))
 
-    def constraint(self, tools: Tools) -> Constraint | None:
+    def constraint(self, tools: Tools, prompt_length: int) -> Constraint | None:
         """The constraint of one answer, None where anything may be said."""
         if self._mode == "free" or not tools:
             return None
         functions = function_schemas([_without_contradictions(tool) for tool in tools])
         vocab_size = self.model.config.vocab_size
-        limit = 3 * int(self.config.max_new_tokens or 0) // 4
+        # What may be open then takes less than half of a short answer, or _CLOSING tokens.
+        room = self._room(prompt_length)
+        limit = max(room // 2, room - _CLOSING)
 
         marked = self._marks is not None
         # Without tokens that end it, the answer is complete when the grammar is.
@@ -122,20 +125,23 @@ class Responder:
             self._session = self.model.session(self.tokenizer)
         session = self._session
         session.update(messages, **_template(tools, native))
-        room = self.model.config.max_position_embeddings - len(session)
-        if room < 1:
-            raise ValueError(f"the conversation has {len(session)} tokens and fills the context")
         before = len(session)
-        limit = min(room, int(self.config.max_new_tokens or 0))
+        limit = self._room(before)
+        if limit < 1:
+            raise ValueError(f"the conversation has {before} tokens and fills the context")
         out = session.generate(
             self.config.merged(max_new_tokens=limit, return_dict_in_generate=True),
-            constraint=self.constraint(tools),
+            constraint=self.constraint(tools, before),
         )
         ids = [int(token) for token in out.sequences[0][before:]]
         count, finish = len(ids), out.finish_reasons[0]
         if finish == "stop" and ids and ids[-1] in self._eos_ids:
             ids = ids[:-1]
         return Reply(str(self.tokenizer.decode(ids)), before, count, finish)
+
+    def _room(self, prompt_length: int) -> int:
+        context = int(self.model.config.max_position_embeddings)
+        return min(context - prompt_length, int(self.config.max_new_tokens or 0))
 
 
 def _template(tools: Tools, native: bool) -> dict[str, Any]:

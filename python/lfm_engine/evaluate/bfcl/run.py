@@ -226,7 +226,7 @@ def _answer_single_turns(
             try:
                 messages, tools = handler.conversation(copy.deepcopy(entry))
                 prompt = responder.prompt(messages, tools, handler.is_fc_model)
-                ready.append((key, prompt, tools, responder.constraint(tools)))
+                ready.append((key, prompt, tools, responder.constraint(tools, len(prompt))))
             except Exception as error:
                 write(key, **_failed(error))
 
