@@ -89,10 +89,15 @@ def test_a_wrong_call_fails_in_several_turns(tmp_path: Path) -> None:
     entry = runs.load_entries("multi_turn_base", 1)[0]
     truth = load_ground_truth_entry("multi_turn_base")[0]["ground_truth"]
     truth[0][1] = truth[0][1].replace("temp", "other")
-    player = handlers.EngineHandler(Replay(truth))
-    with runs.silently():
-        result = player.multi_turn(copy.deepcopy(entry))
-    scores = runs.score(tmp_path, {entry["id"]: record(result)}, True, "replay")
+    results = []
+    for _ in range(2):  # what the first try did to the files is forgotten
+        replay = Replay(truth)
+        with runs.silently():
+            results.append(handlers.EngineHandler(replay).multi_turn(copy.deepcopy(entry)))
+        tools = [m["content"] for m in replay.seen[-1] if m["role"] == "tool"]
+        assert tools[:2] == ['{"current_working_directory": "document"}', "None"]
+    assert results[0] == results[1]
+    scores = runs.score(tmp_path, {entry["id"]: record(results[0])}, True, "replay")
     assert scores["multi_turn_base"]["correct_count"] == 0
 
 
@@ -331,7 +336,7 @@ def test_calls_are_complete_where_the_context_ends(
     from lfm_engine.evaluate.bfcl.respond import Responder
 
     folder = golden_models.random_model(
-        tmp_path / "model", vocab_size=300, max_position_embeddings=1000
+        tmp_path / "model", vocab_size=300, eos_token_id=2, max_position_embeddings=1000
     )
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", num_threads=1)
     config = model.generation_config.merged(max_new_tokens=900, do_sample=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,17 @@ def test_gpt4_scores_as_published(tmp_path: Path) -> None:
     assert 0.73 < low < report["prompt_strict"] < high < 0.81
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_checkers_draw_is_the_same_each_time() -> None:
+    checkers = checking.Checkers("ifeval")
+    letter = {"let_relation": "at least", "let_frequency": 1}  # of which letter is left open
+    prompt = reading.Prompt(1122, "x", ["keywords:letter_frequency"], [letter])
+    found = []
+    for seed in range(20):
+        random.seed(seed)
+        found.append(checkers.check(prompt, "the quick brown fox").strict)
+    assert found == found[:1] * 20
 
 
 @needs_evals
@@ -240,7 +252,8 @@ def test_a_full_disk_keeps_whole_lines(run_python: RunPython, tmp_path: Path) ->
                     log.append({{"key": key, "response": "r" * 50}})
             except OSError as error:
                 print(error, len(log.records))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+            log.append({{"key": 50, "response": "there is room again"}})
         with ResponseLog(path, {{"a": 1}}) as log:
             print(sorted(log.records))
             log.append({{"key": 99, "response": "more"}})
@@ -248,8 +261,8 @@ def test_a_full_disk_keeps_whole_lines(run_python: RunPython, tmp_path: Path) ->
     )
     message, kept = result.stdout.splitlines()
     assert "log.jsonl: File too large; 4 responses are kept: the same command goes on" in message
-    assert kept == "[0, 1, 2, 3]"
-    assert len((tmp_path / "log.jsonl").read_bytes().splitlines()) == 6
+    assert kept == "[0, 1, 2, 3, 50]"
+    assert len((tmp_path / "log.jsonl").read_bytes().splitlines()) == 7
 
 
 def test_a_checker_that_raises_is_told_and_the_rest_is_scored(
@@ -471,9 +484,10 @@ def test_an_answer_that_cannot_be_written_ends_the_run(
     def full(answer: Answer) -> None:
         raise OSError("No space left on device")
 
-    config = chat_model.generation_config.merged(max_new_tokens=3, eos_token_id=[])
-    with pytest.raises(OSError, match="No space left"):
-        answer_all(chat_model, chat_tokenizer, [[1, 5], [1, 6]], config, full)
+    for ends in ([], list(range(300))):  # at the limit, and before
+        config = chat_model.generation_config.merged(max_new_tokens=3, eos_token_id=ends)
+        with pytest.raises(OSError, match="No space left"):
+            answer_all(chat_model, chat_tokenizer, [[1, 5], [1, 6]], config, full)
 
 
 @pytest.mark.parametrize(

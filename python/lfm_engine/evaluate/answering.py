@@ -89,7 +89,8 @@ class _Batch:
     """One call of `generate`, which tells of each row's tokens through a stopping criterion.
 
     A criterion is not asked about the token that ends a row. So it is the criterion that ends rows,
-    at the same tokens, unless an option needs the engine to know them.
+    at the same tokens, unless an option needs the engine to know them. Rows that reach the limit
+    are told of when all are done, which is then.
     """
 
     def __init__(
@@ -164,11 +165,11 @@ class _Batch:
         ended = int(input_ids[0, -1]) in self._ends or (
             constraint is not None and constraint.is_finished
         )
-        if not ended and input_ids.shape[1] - begin < int(self._config.max_new_tokens or 0):
+        if not ended:
             return False
         try:
             ids = [int(token) for token in input_ids[0, begin:]]
-            self._tell(index, ids, "stop" if ended else "length", None)
+            self._tell(index, ids, "stop", None)
         except BaseException as failure:  # generate would take it for the row's
             self._failure = failure
         return True

@@ -91,10 +91,7 @@ class EngineHandler(BaseHandler):  # type: ignore[misc]
             Exception: what `respond` raises.
         """
         forget_instances()  # an earlier try at this entry must not be gone on with
-        try:
-            result, _ = self.inference(entry, include_input_log=False, exclude_state_log=True)
-        finally:
-            forget_instances()
+        result, _ = self.inference(entry, include_input_log=False, exclude_state_log=True)
         return list(result)
 
     def read(self, reply: Reply, tools: Tools) -> tuple[Any, str]:

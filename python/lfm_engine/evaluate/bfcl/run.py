@@ -182,7 +182,6 @@ def score(
     forget_instances()
     with silently():
         eval_runner.main([package.REGISTRY], list(by_category), results, scores, partial_eval=True)
-    forget_instances()
     found: dict[str, dict[str, Any]] = {}
     for category in by_category:
         folder = scores / package.REGISTRY / get_directory_structure_by_category(category)
