@@ -111,8 +111,8 @@ def test_numpy_values_become_plain() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("num_beams", 4),
-        ("num_beams", True),
+        ("num_beam_groups", 4),
+        ("num_beam_groups", True),
         ("use_cache", False),
         ("assistant_model", object()),
         ("output_hidden_states", True),
@@ -191,8 +191,8 @@ def test_generation_config_json(tmp_path: Path) -> None:
     assert config.to_dict() == {"do_sample": True, "temperature": 0.3, "eos_token_id": [7, 2]}
     config.save_pretrained(tmp_path / "again")
     assert GenerationConfig.from_pretrained(tmp_path / "again") == config
-    with pytest.warns(UserWarning, match="num_beams=4"):
-        GenerationConfig.from_dict({"num_beams": 4})
+    with pytest.warns(UserWarning, match="num_beam_groups=4"):
+        GenerationConfig.from_dict({"num_beam_groups": 4})
 
     file.write_text('{"top_p": 2}', encoding="utf-8")
     with pytest.raises(ValueError, match=r"generation_config.json: top_p"):

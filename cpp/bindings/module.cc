@@ -46,7 +46,8 @@ struct PyState {
 };
 
 struct PyScheduler {
-  PyScheduler(std::shared_ptr<Model> m, int64_t chunk) : model(m), scheduler(std::move(m), chunk) {}
+  PyScheduler(std::shared_ptr<Model> m, int64_t chunk, std::shared_ptr<PrefixCache> cache)
+      : model(m), scheduler(std::move(m), chunk, std::move(cache)) {}
   std::shared_ptr<Model> model;
   Scheduler scheduler;
   std::map<int64_t, py::array> masks;  // keeps alive what the scheduler reads
@@ -188,8 +189,9 @@ std::vector<int32_t> eos_from_python(const std::vector<int64_t>& ids, int64_t vo
 int64_t add_request(PyScheduler& s, const py::array& prompt, int64_t max_new_tokens, const std::vector<int64_t>& eos,
                     bool do_sample, float temperature, int64_t top_k, float top_p, float min_p, float typical_p,
                     float epsilon_cutoff, float eta_cutoff, uint64_t seed, uint64_t stream,
-                    const std::optional<ProcessorParams>& processors) {
+                    const std::optional<ProcessorParams>& processors, int64_t speculation) {
   RequestParams params;
+  params.speculation = speculation;
   params.sampling = {do_sample, temperature, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff, seed, stream};
   if (processors) params.processors = *processors;
   params.max_new_tokens = max_new_tokens;
@@ -258,6 +260,11 @@ py::object take_error(PyScheduler& s, int64_t request) {
   py::object error = std::move(found->second);
   s.errors->erase(found);
   return error;
+}
+
+size_t size_from_python(const char* name, int64_t value) {
+  check(value >= 0, name, " must not be negative, not ", value);
+  return static_cast<size_t>(value);
 }
 
 std::shared_ptr<FileMap> map_file(int fd) {
@@ -374,6 +381,8 @@ PYBIND11_MODULE(_core, m) {
           "A digest of the weights as this model holds them, the same on every CPU: of all small tensors, and of some "
           "rows of every matrix.")
       .def("new_state", [](const Model& s) { return std::make_unique<PyState>(s.new_state()); })
+      .def("state_nbytes", &Model::state_nbytes, py::arg("length"),
+           "Bytes of the state of a sequence of so many tokens.")
       .def("forward", &forward, py::arg("state"), py::arg("input_ids"), py::arg("logits") = "all",
            py::arg("chunk") = kChunk, py::arg("out").noconvert() = py::none(),
            "Appends input_ids [n] to the state; returns float32 logits [n, vocab] ('all') or [1, vocab] ('last'), "
@@ -382,13 +391,38 @@ PYBIND11_MODULE(_core, m) {
            "One packed step of several sequences, without padding; returns the last logits of each, [batch, vocab].");
 
   bind_processors(m);
+  py::class_<PrefixCache, std::shared_ptr<PrefixCache>>(
+      m, "PrefixCache",
+      "K and V of what was computed, for prompts that begin alike. What was not used for longest is given up first. "
+      "Safe to use from several threads.")
+      .def(py::init([](std::shared_ptr<Model> model, int64_t max_bytes) {
+             return std::make_shared<PrefixCache>(std::move(model), size_from_python("max_bytes", max_bytes));
+           }),
+           py::arg("model"), py::arg("max_bytes"))
+      .def_property(
+          "max_bytes", &PrefixCache::max_bytes,
+          [](PrefixCache& s, int64_t bytes) { s.set_max_bytes(size_from_python("max_bytes", bytes)); },
+          "The budget; 0 turns the cache off. A smaller one takes effect at once.")
+      .def_property_readonly("nbytes", &PrefixCache::nbytes, "Bytes held, also of what running requests share.")
+      .def_property_readonly("reused_tokens", &PrefixCache::reused_tokens,
+                             "Tokens that were not computed again so far.")
+      .def(
+          "match",
+          [](PrefixCache& s, const py::array& ids) { return s.match(token_ids_from_python(ids, "input_ids")); },
+          py::arg("input_ids"), "How many of input_ids [n], from the first on, are cached.")
+      .def("clear", &PrefixCache::clear, "Gives everything up.");
+
   py::class_<PyScheduler>(m, "Scheduler", "Continuous batching over one model; requests join and leave at any step.")
-      .def(py::init<std::shared_ptr<Model>, int64_t>(), py::arg("model"), py::arg("prefill_chunk") = kChunk)
+      .def(py::init([](std::shared_ptr<Model> model, int64_t chunk,
+                       const std::optional<std::shared_ptr<PrefixCache>>& cache) {
+             return std::make_unique<PyScheduler>(std::move(model), chunk, cache.value_or(nullptr));
+           }),
+           py::arg("model"), py::arg("prefill_chunk") = kChunk, py::arg("prefix_cache") = py::none())
       .def("add", &add_request, py::arg("input_ids"), py::kw_only(), py::arg("max_new_tokens"),
            py::arg("eos_token_ids") = std::vector<int64_t>(), py::arg("do_sample") = false,
            py::arg("temperature") = 1.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f,
            py::arg("typical_p") = 1.0f, py::arg("epsilon_cutoff") = 0.0f, py::arg("eta_cutoff") = 0.0f,
-           py::arg("seed") = 0, py::arg("stream") = 0, py::arg("processors") = py::none(),
+           py::arg("seed") = 0, py::arg("stream") = 0, py::arg("processors") = py::none(), py::arg("speculation") = 0,
            "Adds a request and returns its id.")
       .def(
           "cancel",
@@ -436,9 +470,18 @@ PYBIND11_MODULE(_core, m) {
           "The state of a request with use_state that has ended, once. It lacks the last token, and forced ones before "
           "it.")
       .def_property_readonly("idle", [](const PyScheduler& s) { return s.scheduler.idle(); })
-      .def("step", &step,
-           "One forward pass; returns (request, token, finish) with finish '', 'stop', 'length' or 'error: ...' (token "
-           "-1).");
+      .def(
+          "step", &step,
+          "At most one forward pass; returns (request, token, finish) with finish '', 'stop', 'length' or 'error: ...' "
+          "(token -1).")
+      .def_property_readonly(
+          "passes", [](const PyScheduler& s) { return s.scheduler.passes(); }, "Forward passes so far.")
+      .def_property_readonly(
+          "drafted_tokens", [](const PyScheduler& s) { return s.scheduler.drafted_tokens(); },
+          "Tokens that speculation drafted so far.")
+      .def_property_readonly(
+          "accepted_tokens", [](const PyScheduler& s) { return s.scheduler.accepted_tokens(); },
+          "Those of them that came.");
 
   m.def("dequantize", &dequantize, py::arg("data"), py::arg("dtype"),
         "The float32 values [rows, cols] of uint8 [rows, bytes]: blocks of GGUF's type of that name, such as 'q4_k'.");

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "bindings/convert.h"
 
 namespace py = pybind11;
 
@@ -38,6 +39,23 @@ void bind_processors(py::module_& m) {
       .def_readwrite("exponential_decay_factor", &P::exponential_decay_factor)
       .def_readwrite("suppress_tokens", &P::suppress_tokens)
       .def_readwrite("begin_suppress_tokens", &P::begin_suppress_tokens);
+  m.def(
+      "process_logits",
+      [](const P& params, py::array_t<float, py::array::c_style> row, const py::array& ids, int64_t prompt_length,
+         bool last, const std::vector<int32_t>& eos) {
+        const std::vector<int32_t> history = token_ids_from_python(ids, "input_ids");
+        params.validate(row.size());
+        const std::span<float> logits(row.mutable_data(), static_cast<size_t>(row.size()));
+        for (const int32_t id : history) {
+          check(id < row.size(), "input_ids holds ", id, ", outside the vocabulary of ", row.size());
+        }
+        for (const int32_t id : eos)
+          check(id >= 0 && id < row.size(), "eos_token_id ", id, " is outside the vocabulary");
+        LogitsProcessors(params).apply(logits, {history, prompt_length, last, eos});
+      },
+      py::arg("params"), py::arg("logits").noconvert(), py::arg("input_ids"), py::kw_only(), py::arg("prompt_length"),
+      py::arg("last"), py::arg("eos_token_ids"),
+      "Changes logits [vocab] in place, as for a request whose tokens so far are input_ids [n].");
 }
 
 LogitsStage logits_stage_from_name(const std::string& name) {

@@ -17,6 +17,8 @@ struct Segment {
   SequenceState* state;
   int64_t first, count;
   int64_t position;
+  int64_t kept = 0;          // the conv state is kept after each of the last so many tokens
+  float* history = nullptr;  // [kept][conv layer][conv_past][hidden]
 };
 
 struct LayerContext {

@@ -43,10 +43,16 @@ Model::Model(ModelConfig config, const TensorSource& source, ComputeType type, i
   weights_ = load_weights(config_, source, type, isa_);
 }
 
+size_t Model::state_nbytes(int64_t length) const {
+  check(length >= 0, "length must not be negative, not ", length);
+  const auto pages = static_cast<size_t>((length + kPage - 1) / kPage);
+  return pages * layout_->page_bytes + new_state().nbytes();
+}
+
 int64_t num_logit_rows(std::span<const SequenceInput> inputs) {
   int64_t rows = 0;
   for (const SequenceInput& input : inputs) {
-    if (input.logits_for == LogitsFor::last) rows += 1;
+    if (input.logits_for == LogitsFor::last) rows += input.last_rows;
     if (input.logits_for == LogitsFor::all) rows += static_cast<int64_t>(input.tokens.size());
   }
   return rows;
@@ -64,6 +70,10 @@ void Model::check_inputs(std::span<const SequenceInput> inputs) const {
   for (const SequenceInput& input : inputs) {
     check(&input.state->layout() == layout_.get(), "the state belongs to another model");
     check_tokens(input.tokens);
+    check(input.last_rows >= 1 && input.last_rows <= static_cast<int64_t>(input.tokens.size()), "last_rows is ",
+          input.last_rows, " for ", input.tokens.size(), " tokens");
+    check(input.last_rows == 1 || input.allowed == nullptr, "a mask is for one row of logits, not for ",
+          input.last_rows);
     const int64_t length = input.state->length() + static_cast<int64_t>(input.tokens.size());
     check(length <= config_.max_position_embeddings, "the sequence would have ", length,
           " tokens, more than the model's context of ", config_.max_position_embeddings);
@@ -123,13 +133,20 @@ void Model::write_logits(const LayerContext& ctx, std::span<const SequenceInput>
 void Model::forward(std::span<const SequenceInput> inputs, float* logits, Workspace& ws) const {
   check_inputs(inputs);
   const ThreadScope threads(num_threads_);
+  const auto conv_size = static_cast<size_t>(layout_->conv_layers * layout_->conv_past * layout_->hidden);
   std::vector<Segment> segments;
   int64_t tokens = 0;
   for (const SequenceInput& input : inputs) {
     const auto count = static_cast<int64_t>(input.tokens.size());
     const int64_t replay = input.state->replay();
     input.state->reserve(count);
-    segments.push_back({input.state, tokens, replay + count, input.state->length() - replay});
+    Segment& s = segments.emplace_back(Segment{input.state, tokens, replay + count, input.state->length() - replay});
+    if (input.history != nullptr) {
+      s.kept = count;
+      s.history = input.history->conv.ensure(static_cast<size_t>(count) * conv_size);
+      input.history->begin = input.state->length();
+      input.history->count = count;
+    }
     tokens += replay + count;
   }
   if (tokens == 0) return;
@@ -149,7 +166,6 @@ void Model::forward(std::span<const SequenceInput> inputs, float* logits, Worksp
 
   // Memory may still run out in a later layer: conv states are then put back. (KV beyond a state's length does not
   // count.)
-  const auto conv_size = static_cast<size_t>(layout_->conv_layers * layout_->conv_past * layout_->hidden);
   float* saved = ws.conv_states.ensure(conv_size * segments.size());
   for (size_t i = 0; i < segments.size(); ++i) {
     std::copy_n(segments[i].state->conv(0), conv_size, saved + i * conv_size);

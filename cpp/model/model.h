@@ -20,9 +20,11 @@ struct SequenceInput {
   SequenceState* state;
   std::span<const int32_t> tokens;
   LogitsFor logits_for = LogitsFor::last;
-  // With LogitsFor::last, null or one bit per token, ceil(vocab_size / 32) words, low bit first: where the bit is 0 the
-  // logit is -inf and its row of the output head is not computed.
+  // With LogitsFor::last and one row, null or one bit per token, ceil(vocab_size / 32) words, low bit first: where the
+  // bit is 0 the logit is -inf and its row of the output head is not computed.
   const uint32_t* allowed = nullptr;
+  int64_t last_rows = 1;           // with LogitsFor::last: for so many of the last tokens
+  ConvHistory* history = nullptr;  // if not null, gets the conv state after each token
 };
 
 // Rows of logits that a forward pass over `inputs` gives.
@@ -41,6 +43,7 @@ class Model {
   int num_threads() const { return num_threads_; }
   std::string_view isa() const { return isa_name(isa_); }
 
+  size_t state_nbytes(int64_t length) const;  // of the state of a sequence of so many tokens
   SequenceState new_state() const { return SequenceState(layout_); }
 
   // Runs all tokens of all inputs as one packed batch without padding and advances the states. logits:

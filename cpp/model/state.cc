@@ -66,14 +66,27 @@ void SequenceState::replay_from_pages() {
   std::fill_n(conv_.data(), conv_.size(), 0.0f);  // what it is before the first token
 }
 
-void SequenceState::truncate(int64_t length) {
-  check(length >= 0 && length <= length_, "length must be between 0 and ", length_, ", not ", length);
-  if (length == length_) return;
+void SequenceState::drop_tokens(int64_t length) {
   length_ = length;
   const auto needed = static_cast<size_t>((length + kPage - 1) / kPage);
   pages_.resize(needed);
   page_data_.resize(needed);
+}
+
+void SequenceState::truncate(int64_t length) {
+  check(length >= 0 && length <= length_, "length must be between 0 and ", length_, ", not ", length);
+  if (length == length_) return;
+  drop_tokens(length);
   replay_from_pages();
+}
+
+void SequenceState::truncate(int64_t length, const ConvHistory& recent) {
+  check(recent.begin + recent.count == length_ && length > recent.begin && length <= length_,
+        "the history does not have the conv state after ", length, " tokens");
+  if (length == length_) return;
+  drop_tokens(length);
+  std::copy_n(recent.conv.data() + static_cast<size_t>(length - recent.begin - 1) * conv_.size(), conv_.size(),
+              conv_.data());
 }
 
 void SequenceState::append_page(std::span<const int32_t> tokens, std::span<const std::byte> kv) {
@@ -87,11 +100,16 @@ void SequenceState::append_page(std::span<const int32_t> tokens, std::span<const
   auto page = std::make_shared<KvPage>(layout_->page_bytes);
   std::copy(tokens.begin(), tokens.end(), page->tokens.begin());
   if (!kv.empty()) std::memcpy(page->kv.data(), kv.data(), kv.size());
+  append_page(std::move(page), static_cast<int64_t>(tokens.size()));
+}
+
+void SequenceState::append_page(std::shared_ptr<KvPage> page, int64_t count) {
+  check(length_ % kPage == 0, "the last page of the state is not full");
   // Room that was reserved beyond the last token.
   pages_.resize(static_cast<size_t>(length_ / kPage));
   page_data_.resize(pages_.size());
   add_page(std::move(page));
-  length_ += static_cast<int64_t>(tokens.size());
+  length_ += count;
   replay_from_pages();
 }
 

@@ -37,6 +37,13 @@ struct KvPage {
   Buffer<std::byte> kv;
 };
 
+// The conv states after each of the latest tokens of a sequence, so that these tokens can be taken back for the price
+// of a copy. Filled by a forward pass.
+struct ConvHistory {
+  int64_t begin = 0, count = 0;  // [i] is the state after the first begin + i + 1 tokens
+  Buffer<float> conv;            // [count][conv layer][conv_past][hidden]
+};
+
 // Copying is a snapshot: pages are shared and copied only when one of the owners writes to them. Assigning a snapshot
 // back restores it. A copy costs the conv state (40 KiB in bf16 terms) plus one pointer per 64 tokens.
 //
@@ -58,10 +65,16 @@ class SequenceState {
   // Goes back to the first `length` tokens. Throws std::invalid_argument when it has fewer.
   void truncate(int64_t length);
 
+  // The same without a replay, to a length that is in `recent`, which the last forward pass filled.
+  void truncate(int64_t length, const ConvHistory& recent);
+
   // Makes this the state after all tokens of its pages and these, at most kPage, whose K and V are `kv`
   // [page_bytes]. Throws std::invalid_argument when the last page is not full, for wrong sizes, and for tokens outside
   // the vocabulary.
   void append_page(std::span<const int32_t> tokens, std::span<const std::byte> kv);
+
+  // The same with the first `count` tokens of a page that others hold too.
+  void append_page(std::shared_ptr<KvPage> page, int64_t count);
 
   // Makes room for `tokens` more and un-shares the pages that they write to. Throws std::bad_alloc and changes nothing
   // visible then.
@@ -70,7 +83,8 @@ class SequenceState {
 
   std::byte* page(int64_t i) { return pages_[static_cast<size_t>(i)]->kv.data(); }
   const std::byte* page(int64_t i) const { return pages_[static_cast<size_t>(i)]->kv.data(); }
-  std::shared_ptr<const KvPage> shared_page(int64_t i) const { return pages_[static_cast<size_t>(i)]; }
+  // For others to hold: a page that is held twice is not written to.
+  const std::shared_ptr<KvPage>& shared_page(int64_t i) const { return pages_[static_cast<size_t>(i)]; }
   const std::byte* const* pages() const { return page_data_.data(); }  // [num_pages()], until the next reserve()
   int64_t num_pages() const { return static_cast<int64_t>(pages_.size()); }
 
@@ -84,6 +98,7 @@ class SequenceState {
 
  private:
   void add_page(std::shared_ptr<KvPage> page);
+  void drop_tokens(int64_t length);
   void replay_from_pages();
 
   std::shared_ptr<const StateLayout> layout_;

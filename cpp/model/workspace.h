@@ -39,7 +39,7 @@ struct Workspace {
   // milliseconds to have them again for the next prompt.
   void ensure(const ModelConfig& c, int64_t tokens) {
     const auto n = static_cast<size_t>(tokens);
-    if (hidden.size() > 8 * n * c.hidden_size) {
+    if (hidden.size() > std::max<size_t>(8 * n, 64) * c.hidden_size) {
       InputSquares* const squares = linear.squares;  // not memory
       *this = Workspace();
       linear.squares = squares;

@@ -13,7 +13,9 @@
 #include <vector>
 
 #include "model/model.h"
+#include "runtime/prefix_cache.h"
 #include "runtime/processors.h"
+#include "runtime/prompt_lookup.h"
 #include "runtime/sampler.h"
 
 namespace lfm {
@@ -23,6 +25,9 @@ struct RequestParams {
   ProcessorParams processors;
   int64_t max_new_tokens = 1;
   std::vector<int32_t> eos_token_ids;
+  // Tokens that are drafted by prompt lookup and verified in one pass at most; 0: none. It changes no result: a token
+  // is kept where the request would have chosen it from the same logits with the same random number.
+  int64_t speculation = 0;
 };
 
 // What a caller may look at and change before a token is chosen: the model's logits, those that the processors made of
@@ -47,8 +52,9 @@ struct StepEvent {
 // Not thread-safe: one thread at a time. Several schedulers may share a model.
 class Scheduler {
  public:
-  // chunk: prompt tokens of one step at most.
-  Scheduler(std::shared_ptr<const Model> model, int64_t chunk);
+  // chunk: prompt tokens of one step at most. cache: of the same model; may be null. With a cache, a request that
+  // begins like another one whose prompt is being computed waits for that, so that a shared prefix is computed once.
+  Scheduler(std::shared_ptr<const Model> model, int64_t chunk, std::shared_ptr<PrefixCache> cache = nullptr);
 
   // Returns the request's id. Throws std::invalid_argument for a bad prompt or parameter.
   int64_t add(std::vector<int32_t> prompt, const RequestParams& params);
@@ -79,8 +85,14 @@ class Scheduler {
   // std::invalid_argument where there is none.
   SequenceState take_state(int64_t request);
 
-  // One forward pass; the tokens that it gave, in the order in which requests were added.
+  // At most one forward pass, and at most one token of each request, in the order in which they were added. Tokens for
+  // which a verified draft has the logits already come first, without a pass.
   std::vector<StepEvent> step();
+
+  // Of all requests so far: tokens that were drafted, and those of them that came.
+  int64_t drafted_tokens() const { return drafted_tokens_; }
+  int64_t accepted_tokens() const { return accepted_tokens_; }
+  int64_t passes() const { return passes_; }  // forward passes
 
  private:
   struct Request {
@@ -96,8 +108,23 @@ class Scheduler {
     std::array<LogitsHook, kLogitsStages> hooks = {};
     bool normalize_scores = false;
     bool keep_state = false;
+    bool begun = false;     // took what the cache has
+    bool followed = false;  // others wait for what it computes
+    // Speculation: the last pass computed `draft` after the first draft_begin tokens, with the logits after each.
+    PromptLookup lookup{0};
+    std::vector<int32_t> draft = {}, pending = {};
+    int64_t draft_begin = 0;
+    float* rows = nullptr;  // [draft + 1, vocab], in logits_
+    ConvHistory history = {};
+
+    int64_t agreed() const;  // tokens of the draft that came
   };
 
+  bool begin(Request& request, std::vector<Request*>& prefilling);
+  void propose(Request& request, int64_t limit);
+  void settle(Request& request);
+  std::vector<StepEvent> sample_verified();
+  StepEvent next(Request& request, float* row);
   Request& running(int64_t request);
   int32_t sample(Request& r, std::span<float> row);
   StepEvent take(Request& r, int32_t token);
@@ -105,7 +132,9 @@ class Scheduler {
 
   std::shared_ptr<const Model> model_;
   int64_t chunk_;
+  std::shared_ptr<PrefixCache> cache_;
   int64_t next_id_ = 0;
+  int64_t drafted_tokens_ = 0, accepted_tokens_ = 0, passes_ = 0;
   std::deque<std::unique_ptr<Request>> requests_;
   std::map<int64_t, SequenceState> kept_;  // of requests that ended
   Workspace ws_;

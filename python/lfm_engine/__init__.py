@@ -3,6 +3,7 @@
 from ._core import __version__
 from .chat import ChatOutput, ToolRun
 from .constraint import Constraint
+from .engine import Engine, Request
 from .generation import GenerationConfig
 from .model import AutoModelForCausalLM, CausalLM, CausalLMOutput, GenerateOutput
 from .session import Session
@@ -18,8 +19,10 @@ __all__ = [
     "CausalLMOutput",
     "ChatOutput",
     "Constraint",
+    "Engine",
     "GenerateOutput",
     "GenerationConfig",
+    "Request",
     "Session",
     "TextIteratorStreamer",
     "TextStreamer",

@@ -13,6 +13,7 @@ import numpy.typing
 __all__: list[str] = [
     "FileMap",
     "Model",
+    "PrefixCache",
     "ProcessorParams",
     "Scheduler",
     "State",
@@ -21,6 +22,7 @@ __all__: list[str] = [
     "forked_after_parallel",
     "measure_gemm",
     "measure_read_bandwidth",
+    "process_logits",
     "release_free_memory",
 ]
 
@@ -151,6 +153,10 @@ class Model:
         The mean square of each input of each linear layer over all tokens of the sequences [n], by name; float32 models only. What a model in 'int4' can be given as `importance`.
         """
     def new_state(self) -> State: ...
+    def state_nbytes(self, length: typing.SupportsInt | typing.SupportsIndex) -> int:
+        """
+        Bytes of the state of a sequence of so many tokens.
+        """
     @property
     def dtype(self) -> str: ...
     @property
@@ -242,12 +248,48 @@ class ProcessorParams:
         self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
     ) -> None: ...
 
+class PrefixCache:
+    """
+    K and V of what was computed, for prompts that begin alike. What was not used for longest is given up first. Safe to use from several threads.
+    """
+    def __init__(
+        self, model: Model, max_bytes: typing.SupportsInt | typing.SupportsIndex
+    ) -> None: ...
+    def clear(self) -> None:
+        """
+        Gives everything up.
+        """
+    def match(self, input_ids: numpy.ndarray) -> int:
+        """
+        How many of input_ids [n], from the first on, are cached.
+        """
+    @property
+    def max_bytes(self) -> int:
+        """
+        The budget; 0 turns the cache off. A smaller one takes effect at once.
+        """
+    @max_bytes.setter
+    def max_bytes(self, arg1: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def nbytes(self) -> int:
+        """
+        Bytes held, also of what running requests share.
+        """
+    @property
+    def reused_tokens(self) -> int:
+        """
+        Tokens that were not computed again so far.
+        """
+
 class Scheduler:
     """
     Continuous batching over one model; requests join and leave at any step.
     """
     def __init__(
-        self, model: Model, prefill_chunk: typing.SupportsInt | typing.SupportsIndex = 256
+        self,
+        model: Model,
+        prefill_chunk: typing.SupportsInt | typing.SupportsIndex = 256,
+        prefix_cache: PrefixCache | None = None,
     ) -> None: ...
     def add(
         self,
@@ -266,6 +308,7 @@ class Scheduler:
         seed: typing.SupportsInt | typing.SupportsIndex = 0,
         stream: typing.SupportsInt | typing.SupportsIndex = 0,
         processors: ProcessorParams | None = None,
+        speculation: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> int:
         """
         Adds a request and returns its id.
@@ -300,7 +343,7 @@ class Scheduler:
         """
     def step(self) -> list[tuple[int, int, str]]:
         """
-        One forward pass; returns (request, token, finish) with finish '', 'stop', 'length' or 'error: ...' (token -1).
+        At most one forward pass; returns (request, token, finish) with finish '', 'stop', 'length' or 'error: ...' (token -1).
         """
     def take_error(self, request: typing.SupportsInt | typing.SupportsIndex) -> typing.Any:
         """
@@ -315,7 +358,22 @@ class Scheduler:
         The request goes on from what its prompt and the state have in common, before its first step. The state is not changed; that of the request can be taken when it has ended.
         """
     @property
+    def accepted_tokens(self) -> int:
+        """
+        Those of them that came.
+        """
+    @property
+    def drafted_tokens(self) -> int:
+        """
+        Tokens that speculation drafted so far.
+        """
+    @property
     def idle(self) -> bool: ...
+    @property
+    def passes(self) -> int:
+        """
+        Forward passes so far.
+        """
 
 def cpu_info() -> dict[str, typing.Any]:
     """
@@ -351,6 +409,19 @@ def measure_read_bandwidth(
 ) -> float:
     """
     Streaming read bandwidth in bytes per second.
+    """
+
+def process_logits(
+    params: ProcessorParams,
+    logits: numpy.typing.NDArray[numpy.float32],
+    input_ids: numpy.ndarray,
+    *,
+    prompt_length: typing.SupportsInt | typing.SupportsIndex,
+    last: bool,
+    eos_token_ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+) -> None:
+    """
+    Changes logits [vocab] in place, as for a request whose tokens so far are input_ids [n].
     """
 
 def release_free_memory() -> None:

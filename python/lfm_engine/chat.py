@@ -17,8 +17,8 @@ from .constraint import (
     backend_of,
     compile_grammar,
 )
-from .generate import end_ids
 from .response_format import response_grammar
+from .rows import end_ids
 from .tool_calls import END, START, ToolCall, ToolCallError, split_tool_calls
 from .tool_grammar import tool_grammar
 from .tool_schema import function_schemas, tool_schemas

@@ -35,11 +35,16 @@ _INTEGERS = {
     "top_k": 0,
     "no_repeat_ngram_size": 0,
     "num_return_sequences": 1,
+    "num_beams": 1,
     "top_logprobs": 0,
     "pad_token_id": 0,
     "bos_token_id": 0,
     "seed": 0,
+    "speculation": 0,
 }
+
+# Names that transformers has for options of ours.
+_ALIASES = {"prompt_lookup_num_tokens": "speculation"}
 _BOOLEANS = (
     "do_sample",
     "remove_invalid_values",
@@ -58,6 +63,7 @@ _FLOATS = (
     "eta_cutoff",
     "repetition_penalty",
     "max_time",
+    "length_penalty",
 )
 
 # Options of transformers that the engine does not have: only these values, which change nothing,
@@ -70,19 +76,15 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "decoder_start_token_id": (None,),
     "diversity_penalty": (None, 0.0),
     "dola_layers": (None,),
-    "early_stopping": (None, False),
     "encoder_no_repeat_ngram_size": (None, 0),
     "encoder_repetition_penalty": (None, 1.0),
     "force_words_ids": (None,),
     "forced_bos_token_id": (None,),
     "guidance_scale": (None, 1.0),
-    "length_penalty": (None, 1.0),
     "num_beam_groups": (None, 1),
-    "num_beams": (None, 1),
     "output_attentions": (None, False),
     "output_hidden_states": (None, False),
     "penalty_alpha": (None, 0.0),
-    "prompt_lookup_num_tokens": (None,),
     "speculation_type": (None,),
     "token_healing": (None, False),
     "top_h": (None,),
@@ -153,9 +155,20 @@ class GenerationConfig:
         eos_token_id: id or ids that end the sequence; None for the checkpoint's, [] for none.
         pad_token_id: fills rows of a batch that end early.
         bos_token_id: what the checkpoint's sequences begin with.
+        speculation: tokens that are drafted at most from repetitions in the text and verified in
+            one step (prompt lookup); 0 for none. No token changes by it, only the time. Drafts
+            shorten, and end, where they do not come true. None for the engine's choice: 8, and
+            none in batches, where a step has tokens enough. transformers' name for it,
+            `prompt_lookup_num_tokens`, works too.
         seed: of the random numbers, in [0, 2**64); None for a fresh one each time.
         stop_strings: end the sequence when its new text contains one of them.
-        num_return_sequences: sequences drawn for each prompt.
+        num_return_sequences: sequences drawn for each prompt, or beams returned, best first.
+        num_beams: beams of a beam search; 1 for none. Greedy only, and not together with
+            constraints, streamers, stop strings, scores or logprobs.
+        length_penalty: of beam search: a beam's score is its log-probability over its length to
+            this power; above 0 prefers longer beams.
+        early_stopping: of beam search: True ends it when `num_beams` beams have ended, False when
+            it is unlikely that better ones come, "never" when it is impossible.
         return_dict_in_generate: return an object with `.sequences` in place of the array.
         output_scores: keep what each token was chosen from in its `.scores`.
         output_logits: keep the model's logits in its `.logits`.
@@ -194,9 +207,13 @@ class GenerationConfig:
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
+    speculation: int | None = None
     seed: int | None = None
     stop_strings: str | list[str] | None = None
     num_return_sequences: int = 1
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
     return_dict_in_generate: bool = False
     output_scores: bool = False
     output_logits: bool = False
@@ -212,7 +229,8 @@ class GenerationConfig:
         """Set options (None: to the default) and check the result; an error changes nothing."""
         changed = copy(self)
         defaults = {field.name: field.default for field in fields(self)}
-        for name, value in options.items():
+        for given, value in options.items():
+            name = _ALIASES.get(given, given)
             if name in defaults:
                 setattr(changed, name, defaults[name] if value is None else value)
             elif name in _NEUTRAL:
@@ -259,6 +277,12 @@ class GenerationConfig:
         for name in ("repetition_penalty", "max_time"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}")
+        if self.early_stopping not in (True, False, "never") or isinstance(
+            self.early_stopping, (int, float)
+        ) != isinstance(self.early_stopping, bool):
+            raise ValueError(
+                f"early_stopping must be True, False or 'never', not {self.early_stopping!r}"
+            )
         for name in ("eos_token_id", "forced_eos_token_id"):
             setattr(self, name, optional(id_or_ids, name, getattr(self, name)))
         for name in ("suppress_tokens", "begin_suppress_tokens"):
@@ -316,7 +340,7 @@ class GenerationConfig:
         Raises:
             ValueError: an option has a wrong value.
         """
-        names = {field.name for field in fields(cls)}
+        names = {field.name for field in fields(cls)} | set(_ALIASES)
         for name, value in options.items():
             if name in _NEUTRAL and not _is_neutral(name, value):
                 warnings.warn(

@@ -149,14 +149,26 @@ class RowCallbacks:
             self._row = log_softmax(row[0])
 
     def _process(self, row: Scores) -> None:
-        scores = row
-        for processor in self._processors:
-            result = np.asarray(processor(self._ids[:, : self._length], scores))
-            if result.dtype.kind not in "fiu" or result.shape != row.shape:
-                raise ValueError(
-                    f"logits_processor: {processor!r} must return scores of shape "
-                    f"{list(row.shape)}, not {result.dtype} {list(result.shape)}"
-                )
-            scores = result.astype(np.float32, copy=False)
+        scores = apply_processors(self._processors, self._ids[:, : self._length], row)
         if scores is not row:
             row[:] = scores
+
+
+def apply_processors(
+    processors: Sequence[Callable[..., Any]], ids: npt.NDArray[np.int64], row: Scores
+) -> Scores:
+    """Return what the processors, in turn, make of `row`, float32 [1, vocab].
+
+    Raises:
+        ValueError: one returns something else than scores of this shape.
+    """
+    scores = row
+    for processor in processors:
+        result = np.asarray(processor(ids, scores))
+        if result.dtype.kind not in "fiu" or result.shape != row.shape:
+            raise ValueError(
+                f"logits_processor: {processor!r} must return scores of shape "
+                f"{list(row.shape)}, not {result.dtype} {list(result.shape)}"
+            )
+        scores = result.astype(np.float32, copy=False)
+    return scores

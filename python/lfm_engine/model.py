@@ -25,10 +25,11 @@ from .checkpoint import (
     open_checkpoint,
 )
 from .constraint import Constraint
-from .generate import GenerateOutput, end_ids, run_requests
+from .generate import GenerateOutput, run_requests
 from .generation import GenerationConfig
 from .inputs import read_prompts
 from .response_format import make_constraints
+from .rows import end_ids
 from .scoring import Scoring
 from .session import Session
 from .tokenizer import AutoTokenizer
@@ -45,6 +46,7 @@ _AUTO_DTYPE = {
 }
 
 _MAX_THREADS = 1024
+DEFAULT_PREFIX_CACHE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,10 @@ class CausalLM(Scoring):
     Attributes:
         config: sizes and layer types, see `checkpoint.ModelConfig`.
         generation_config: defaults of `generate`, from the checkpoint; may be changed.
+        prefix_cache: what prompts of `generate`, `chat` and sessions have in common is computed
+            once, from any token on, within `prefix_cache.max_bytes` of memory (256 MiB unless set;
+            22,000 tokens of LFM2-350M); 0 turns it off. It never changes a result. It holds on to
+            what prompts said: `prefix_cache.clear()` forgets.
         core: the C++ model, for states and single steps (`new_state`, `forward`, `forward_batch`).
     """
 
@@ -118,6 +124,7 @@ class CausalLM(Scoring):
         self.core = core
         self.config = config
         self.generation_config = generation_config
+        self.prefix_cache = _core.PrefixCache(core, DEFAULT_PREFIX_CACHE_BYTES)
 
     @property
     def dtype(self) -> str:
@@ -133,6 +140,10 @@ class CausalLM(Scoring):
     def device(self) -> str:
         """Where the model computes; always "cpu" in this build."""
         return "cpu"
+
+    def state_nbytes(self, length: int) -> int:
+        """Bytes of memory that the state of a sequence of `length` tokens takes."""
+        return self.core.state_nbytes(length)
 
     @property
     def num_threads(self) -> int:
@@ -272,6 +283,7 @@ class CausalLM(Scoring):
                 stopping_criteria=stopping_criteria,
                 return_exceptions=return_exceptions,
                 state=past_key_values,
+                prefix_cache=self.prefix_cache,
             )
         except BaseException as error:
             # A consumer in another thread would wait for ever.

@@ -47,7 +47,7 @@ def make_constraints(
     if len(names) > 1:
         raise ValueError(f"{' and '.join(names)} exclude each other")
     if constraint is not None:
-        given_list = [constraint] if isinstance(constraint, Constraint) else list(constraint)
+        given_list = list(constraint) if isinstance(constraint, Sequence) else [constraint]
         if not all(isinstance(entry, Constraint) for entry in given_list):
             raise ValueError("constraint must be a Constraint, or a list of them")
         if len({id(entry) for entry in given_list}) != len(prompts.rows):

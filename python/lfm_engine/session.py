@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .chat_template import Message, check_messages
-from .generate import GenerateOutput, end_ids
+from .generate import GenerateOutput
 from .inputs import Ids, read_prompts
+from .rows import end_ids
 from .session_file import read_session, write_session
 
 if TYPE_CHECKING:

@@ -300,5 +300,52 @@ TEST(Scheduler, GoesOnFromAState) {
   EXPECT_TRUE(throws_naming("has no state to take", [&] { scheduler.take_state(id); }));  // not asked for
 }
 
+TEST(Scheduler, WithAPrefixCacheEachGetsTheTokensItWouldGetAlone) {
+  const auto model = tiny_model(lfm2_config(), 53).load(ComputeType::int8, 2);
+  const size_t page = model->new_state().layout().page_bytes + 1024;
+  for (const size_t budget : {size_t{0}, 3 * page, 1000 * page}) {
+    const auto cache = std::make_shared<PrefixCache>(model, budget);
+    Rng rng(54);
+    const std::vector<int32_t> shared = rng.tokens(150, kVocab);
+    for (int round = 0; round < 3; ++round) {
+      Scheduler scheduler(model, 40, cache);
+      std::map<int64_t, std::vector<int32_t>> prompts, found;
+      for (int i = 0; i < 8; ++i) {  // leave the shared prompt at any token
+        std::vector<int32_t> prompt(shared.begin(), shared.begin() + rng.below(151));
+        for (const int32_t token : rng.tokens(1 + rng.below(30), kVocab)) prompt.push_back(token);
+        prompts[scheduler.add(prompt, greedy(4))] = prompt;
+      }
+      while (!scheduler.idle()) {
+        for (const StepEvent& event : scheduler.step()) {
+          found[event.request].push_back(event.token);
+          if (round == 1 && event.request == 3) scheduler.cancel(3);
+        }
+        EXPECT_LE(cache->nbytes(), budget);
+      }
+      for (const auto& [id, prompt] : prompts) {
+        if (round == 1 && id == 3) continue;
+        EXPECT_EQ(found[id], alone(model, prompt, greedy(4)).tokens) << budget << ": " << id;
+      }
+    }
+    EXPECT_EQ(cache->reused_tokens() > 0, budget > 0);
+  }
+}
+
+TEST(Scheduler, ASharedPrefixIsComputedOnce) {
+  const auto model = tiny_model(lfm2_config(), 55).load(ComputeType::f32);
+  const auto cache = std::make_shared<PrefixCache>(model, size_t{1} << 30);
+  const std::vector<int32_t> shared = Rng(56).tokens(500, kVocab);
+  Scheduler scheduler(model, 100, cache);
+  for (int32_t i = 0; i < 20; ++i) {
+    std::vector<int32_t> prompt = shared;
+    prompt.push_back(i);
+    scheduler.add(prompt, greedy(1));
+  }
+  int steps = 0;
+  for (; !scheduler.idle(); ++steps) scheduler.step();
+  EXPECT_EQ(cache->reused_tokens(), 19 * 500);
+  EXPECT_LE(steps, 8);  // 6 for the first prompt; then each takes one token of the chunk, and a few that are replayed
+}
+
 }  // namespace
 }  // namespace lfm::testing
