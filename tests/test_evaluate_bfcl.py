@@ -332,7 +332,7 @@ def test_results_are_official_files(
 def test_calls_are_complete_where_the_context_ends(
     chat_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    from lfm_engine.evaluate.answering import Answer, answer_all
+    from lfm_engine.evaluate.answering import Answer, Job, answer_all
     from lfm_engine.evaluate.bfcl.respond import Responder
 
     folder = golden_models.random_model(
@@ -355,8 +355,8 @@ def test_calls_are_complete_where_the_context_ends(
     told: list[Answer] = []
     for room in (80, 200, 700, 950):
         prompt = [5 + index % 200 for index in range(1000 - room)]
-        constraints = [responder.constraint(tools, len(prompt))]
-        answer_all(model, chat_tokenizer, [prompt], config, told.append, constraints=constraints)
+        job = Job(prompt, responder.constraint(tools, len(prompt)))
+        answer_all(model, chat_tokenizer, [job], config, told.append)
         result, kind = reader.read(responder.reply(told[-1]), tools)
         assert kind == "calls" and told[-1].finish_reason == "stop", responder.reply(told[-1])
         assert {*json.loads(result[0]["f"])} == {"text", "list", "any"}

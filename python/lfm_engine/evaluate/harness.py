@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .answering import BATCH_SIZE, Answer, answer_all
+from .answering import BATCH_SIZE, Answer, Job, answer_all
 from .extras import EXTRA, require
 
 require("lm_eval", "lm-eval's tasks", EXTRA)
@@ -199,7 +199,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         config = self.model.generation_config.merged(
             **options, max_new_tokens=limit, stop_strings=until or None
         )
-        prompts = [self.tok_encode(text)[-room:] for text, _ in pairs]
+        jobs = (Job(self.tok_encode(text)[-room:]) for text, _ in pairs)
 
         def on_answer(answer: Answer) -> None:
             if answer.error is not None:
@@ -210,9 +210,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
             self.cache_hook.add_partial("generate_until", pairs[answer.index], text)
             bar.update()
 
-        answer_all(
-            self.model, self.tokenizer, prompts, config, on_answer, batch_size=self._batch_size
-        )
+        answer_all(self.model, self.tokenizer, jobs, config, on_answer, batch_size=self._batch_size)
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval puts into its results."""

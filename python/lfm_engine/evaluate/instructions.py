@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..generation import GenerationConfig
-from .answering import BATCH_SIZE, Answer, answer_all
+from .answering import BATCH_SIZE, Answer, Job, answer_all
 from .checkers import Checkers, Verdict
 from .data import HUB, Key, Prompt, load_prompts, match_responses
 from .extras import require
@@ -246,7 +246,9 @@ def _answer(
     log: ResponseLog,
     bar: Progress,
 ) -> None:
-    ids = [chat_ids(tokenizer, [{"role": "user", "content": prompt.text}]) for prompt in prompts]
+    jobs = (
+        Job(chat_ids(tokenizer, [{"role": "user", "content": prompt.text}])) for prompt in prompts
+    )
     last = time.monotonic()
 
     def write(answer: Answer) -> None:
@@ -266,7 +268,7 @@ def _answer(
         last = now
         bar.advance(answer.new_tokens)
 
-    answer_all(model, tokenizer, ids, config, write, batch_size=batch_size)
+    answer_all(model, tokenizer, jobs, config, write, batch_size=batch_size)
 
 
 def chat_ids(tokenizer: Any, messages: Sequence[Any], **template: Any) -> list[int]:

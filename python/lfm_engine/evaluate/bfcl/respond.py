@@ -7,8 +7,8 @@ from typing import Any
 
 from ...chat_template import Message
 from ...constraint import BannedTokens, Constraint, TriggeredConstraint, compile_grammar
-from ...generate import end_ids
 from ...generation import GenerationConfig
+from ...rows import end_ids
 from ...tokenizer_base import Tokenizer
 from ...tool_calls import END, START
 from ...tool_grammar import tool_grammar

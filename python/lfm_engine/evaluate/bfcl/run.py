@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...generation import GenerationConfig
-from ..answering import BATCH_SIZE, Answer, answer_all
+from ..answering import BATCH_SIZE, Answer, Job, answer_all
 from ..extras import require
 from ..picture import draw_shares
 from ..progress import Progress
@@ -218,45 +218,47 @@ def _answer_single_turns(
         last = now
         bar.advance(record["new_tokens"])
 
-    for begin in range(0, len(entries), max(batch_size, 1)):
-        ready: list[tuple[str, list[int], Any, Any]] = []
-        for entry in entries[begin : begin + batch_size]:
+    ready: list[tuple[str, Any]] = []  # by the index of their jobs
+
+    def jobs() -> Iterator[Job]:
+        for entry in entries:
             key = entry["id"]
             try:
                 messages, tools = handler.conversation(copy.deepcopy(entry))
                 prompt = responder.prompt(messages, tools, handler.is_fc_model)
-                ready.append((key, prompt, tools, responder.constraint(tools, len(prompt))))
+                job = Job(prompt, responder.constraint(tools, len(prompt)))
             except Exception as error:
                 write(key, **_failed(error))
+                continue
+            ready.append((key, tools))
+            yield job
 
-        def on_answer(answer: Answer, ready: Any = ready) -> None:
-            key, _, tools, _ = ready[answer.index]
-            if answer.error is not None:
-                counts = {"prompt_tokens": answer.prompt_tokens, "new_tokens": answer.new_tokens}
-                write(key, **{**_failed(answer.error), **counts})
-                return
-            reply = responder.reply(answer)
-            result, kind = handler.read(reply, tools)
-            write(
-                key,
-                result=result,
-                raw=reply.raw,
-                kinds=[kind],
-                finish_reasons=[reply.finish_reason],
-                prompt_tokens=reply.prompt_tokens,
-                new_tokens=reply.new_tokens,
-            )
-
-        constraints = [constraint for *_, constraint in ready]
-        answer_all(
-            responder.model,
-            responder.tokenizer,
-            [prompt for _, prompt, _, _ in ready],
-            responder.config,
-            on_answer,
-            batch_size=batch_size,
-            constraints=constraints if any(c is not None for c in constraints) else None,
+    def on_answer(answer: Answer) -> None:
+        key, tools = ready[answer.index]
+        if answer.error is not None:
+            counts = {"prompt_tokens": answer.prompt_tokens, "new_tokens": answer.new_tokens}
+            write(key, **{**_failed(answer.error), **counts})
+            return
+        reply = responder.reply(answer)
+        result, kind = handler.read(reply, tools)
+        write(
+            key,
+            result=result,
+            raw=reply.raw,
+            kinds=[kind],
+            finish_reasons=[reply.finish_reason],
+            prompt_tokens=reply.prompt_tokens,
+            new_tokens=reply.new_tokens,
         )
+
+    answer_all(
+        responder.model,
+        responder.tokenizer,
+        jobs(),
+        responder.config,
+        on_answer,
+        batch_size=batch_size,
+    )
 
 
 def _answer_multi_turns(
