@@ -17,6 +17,7 @@ export OMP_WAIT_POLICY=passive # tests run side by side: spinning threads would 
 venv=build/test-venv
 logs=build/test-logs
 jobs=$(nproc)
+without_needs=(bfcl-eval==2026.3.23 llama-index-core==0.14.25)
 mkdir -p "$logs"
 
 current="set-up"
@@ -71,9 +72,11 @@ except ImportError:  # Python 3.10
 project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())
 extras = project["project"]["optional-dependencies"]
 needs = project["build-system"]["requires"] + project["project"]["dependencies"]
-print(*needs, *extras["test"], *extras["dev"], "cmake>=3.21", "ninja", sep="\n")
+print(*needs, *extras["test"], *extras["eval"], *extras["dev"], "cmake>=3.21", "ninja", sep="\n")
 PYTHON
   "$venv/bin/pip" install --quiet -r "$logs/needs.txt"
+  # Checkers that ask for more than they need (see pyproject.toml), and a wheel that has nltk's data.
+  "$venv/bin/pip" install --quiet --no-deps "${without_needs[@]}"
 }
 
 install_googletest() {
@@ -94,7 +97,18 @@ build_wheel() {
 import lfm_engine, sysconfig
 found, site = lfm_engine.__file__, sysconfig.get_path("platlib")
 assert found.startswith(site), f"{found} is not the installed package in {site}"')
-  "$venv/bin/pip" check
+  check_needs
+}
+
+# pip check, but for the packages that were installed without what they ask for.
+check_needs() {
+  local name broken
+  broken=$("$venv/bin/pip" check || true)
+  for name in "${without_needs[@]}" "No broken"; do
+    broken=$(grep -v "^${name%%=*} " <<<"$broken" || true)
+  done
+  echo "$broken"
+  [[ -z $broken ]]
 }
 
 check_wheel_size() {

@@ -1,4 +1,4 @@
-"""The `lfm-engine` command: `info`, `generate`, `chat` and `pack`."""
+"""The `lfm-engine` command: `info`, `generate`, `chat`, `pack` and `eval`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .evaluate.cli import add_commands as add_evaluation
 from .streamers import TextStreamer
 from .tokenizer import AutoTokenizer, Tokenizer
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (OSError, ValueError, MemoryError) as error:
+    except (OSError, ValueError, MemoryError, ImportError) as error:
         if options.debug:
             traceback.print_exc()
         else:
@@ -105,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--system", help="system message")
         _add_engine_options(command)
         _add_sampling_options(command)
+    add_evaluation(commands, _add_engine_options, _add_sampling_options, _generation_options)
     return parser
 
 
