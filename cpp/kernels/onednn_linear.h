@@ -18,7 +18,9 @@ class OneDnnLinear final : public Linear {
   static std::unique_ptr<Linear> create(std::span<const TensorView> parts, ComputeType type, Isa isa);
 
   void weight_row(int64_t n, float* out) const override;
-  std::vector<std::span<const std::byte>> packed_memory() const override { return {{weights_.data(), weights_.size()}}; }
+  std::vector<std::span<const std::byte>> packed_memory() const override {
+    return {{weights_.data(), weights_.size()}};
+  }
   size_t nbytes() const override { return weights_.bytes(); }
   std::string_view implementation() const override { return implementation_; }
 
