@@ -30,9 +30,9 @@ class BFloat16Array(np.ndarray):
         copy: bool | None = None,
     ) -> Any:
         if self.dtype.name != "bfloat16":  # the result of an operation
-            return super().__dlpack__(
-                stream=stream, max_version=max_version, dl_device=dl_device, copy=copy
-            )
+            given: dict[str, Any] = {"max_version": max_version, "dl_device": dl_device, "copy": copy}
+            options = {key: value for key, value in given.items() if value is not None}
+            return super().__dlpack__(stream=stream, **options)  # older NumPys know fewer
         if stream is not None:
             raise ValueError("stream must be None for arrays on the CPU")
         if dl_device is not None and tuple(dl_device) != (1, 0):
