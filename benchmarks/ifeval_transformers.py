@@ -73,39 +73,37 @@ def generate(model: Any, prompts: list[list[int]], limits: list[int], pad: int) 
     return [row[:limit] for row, limit in zip(rows, limits, strict=True)]
 
 
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a message by the chat template, ready to be answered."""
+    message = [{"role": "user", "content": text}]
+    chat = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    return list(tokenizer(chat, add_special_tokens=False).input_ids)
+
+
+def end_ids(model: Any) -> set[int]:
+    """What ends an answer."""
+    ids = model.generation_config.eos_token_id
+    return set(ids if isinstance(ids, list) else [ids])
+
+
 def answer(
-    model: Any, tokenizer: Any, texts: list[str], drafts: list[str | None], new: int
-) -> list[tuple[str, int]]:
-    """Greedy answers to some messages, and how many tokens of each were in its draft."""
-    eos_ids = model.generation_config.eos_token_id
-    eos = set(eos_ids if isinstance(eos_ids, list) else [eos_ids])
-    prompts, found = [], []
-    for text, draft in zip(texts, drafts, strict=True):
-        message = [{"role": "user", "content": text}]
-        chat = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-        prompts.append(tokenizer(chat, add_special_tokens=False).input_ids)
-        tokens = tokenizer(draft or "", add_special_tokens=False).input_ids[:new]
-        found.append(accepted(model, prompts[-1], tokens, eos) if tokens else [])
-    counts = [len(tokens) for tokens in found]
-    open_rows = [
-        index
-        for index, tokens in enumerate(found)
-        if len(tokens) < new and not (tokens and tokens[-1] in eos)
-    ]
-    if open_rows:
-        rest = generate(
-            model,
-            [prompts[index] + found[index] for index in open_rows],
-            [new - len(found[index]) for index in open_rows],
-            model.generation_config.pad_token_id,
+    model: Any, tokenizer: Any, texts: list[str], begun: list[list[int]], new: int
+) -> list[str]:
+    """Greedy answers to some messages, computed together, from what they begin with."""
+    eos = end_ids(model)
+    rest = generate(
+        model,
+        [encode(tokenizer, text) + tokens for text, tokens in zip(texts, begun, strict=True)],
+        [new - len(tokens) for tokens in begun],
+        model.generation_config.pad_token_id,
+    )
+    found = []
+    for tokens, more in zip(begun, rest, strict=True):
+        ends = [place for place, token in enumerate(more) if token in eos]
+        found.append(
+            tokenizer.decode(tokens + more[: ends[0] if ends else None], skip_special_tokens=True)
         )
-        for index, tokens in zip(open_rows, rest, strict=True):
-            ends = [place for place, token in enumerate(tokens) if token in eos]
-            found[index] = found[index] + tokens[: ends[0] if ends else None]
-    return [
-        (tokenizer.decode(tokens, skip_special_tokens=True), count)
-        for tokens, count in zip(found, counts, strict=True)
-    ]
+    return found
 
 
 def main() -> None:
@@ -134,21 +132,37 @@ def main() -> None:
         done = {json.loads(line)["key"] for line in options.output.read_text("utf-8").splitlines()}
     rows = [row for row in rows if row["key"] not in done]
     model, tokenizer = load(options.model, options.threads)
-    begun = time.monotonic()
-    for begin in range(0, len(rows), options.batch_size):
-        part = rows[begin : begin + options.batch_size]
-        texts = [row["prompt"] for row in part]
-        given = [drafts.get(row["key"]) for row in part]
-        answers = answer(model, tokenizer, texts, given, options.max_new_tokens)
+    start = time.monotonic()
+    todo: list[tuple[dict[str, Any], list[int]]] = []  # and what is known of the answer
+    written = 0
+
+    def write(row: dict[str, Any], response: str, accepted: int) -> None:
+        nonlocal written
+        line = {"key": row["key"], "prompt": row["prompt"], "response": response}
+        if options.draft:
+            line |= {"tokens_as_drafted": accepted, "as_drafted": response == drafts[row["key"]]}
         with options.output.open("a", encoding="utf-8") as file:
-            for row, (response, count) in zip(part, answers, strict=True):
-                line = {"key": row["key"], "prompt": row["prompt"], "response": response}
-                if options.draft:
-                    line["tokens_as_drafted"] = count
-                    line["as_drafted"] = response == drafts[row["key"]]
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        seconds = time.monotonic() - begun
-        print(f"{begin + len(part)} of {len(rows)} prompts, {seconds:.0f} s", flush=True)
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        written += 1
+        seconds = time.monotonic() - start
+        print(f"{written} of {len(rows)} prompts, {seconds:.0f} s", flush=True)
+
+    new = options.max_new_tokens
+    for row in rows:
+        ids = tokenizer(drafts.get(row["key"], ""), add_special_tokens=False).input_ids[:new]
+        tokens = []
+        if ids:
+            tokens = accepted(model, encode(tokenizer, row["prompt"]), ids, end_ids(model))
+        if len(tokens) == new or (tokens and tokens[-1] in end_ids(model)):
+            write(row, tokenizer.decode(tokens, skip_special_tokens=True), len(tokens))
+        else:
+            todo.append((row, tokens))
+    for begin in range(0, len(todo), options.batch_size):
+        part = todo[begin : begin + options.batch_size]
+        texts = [row["prompt"] for row, _ in part]
+        responses = answer(model, tokenizer, texts, [tokens for _, tokens in part], new)
+        for (row, tokens), response in zip(part, responses, strict=True):
+            write(row, response, len(tokens))
 
 
 if __name__ == "__main__":
