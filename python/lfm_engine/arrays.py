@@ -30,7 +30,11 @@ class BFloat16Array(np.ndarray):
         copy: bool | None = None,
     ) -> Any:
         if self.dtype.name != "bfloat16":  # the result of an operation
-            given: dict[str, Any] = {"max_version": max_version, "dl_device": dl_device, "copy": copy}
+            given: dict[str, Any] = {
+                "max_version": max_version,
+                "dl_device": dl_device,
+                "copy": copy,
+            }
             options = {key: value for key, value in given.items() if value is not None}
             return super().__dlpack__(stream=stream, **options)  # older NumPys know fewer
         if stream is not None:
