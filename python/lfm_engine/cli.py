@@ -1,4 +1,4 @@
-"""The `lfm-engine` command: `info`, `generate`, `chat`, `pack` and `eval`."""
+"""The `lfm-engine` command: `demo`, `info`, `generate`, `chat`, `pack` and `eval`."""
 
 from __future__ import annotations
 
@@ -67,9 +67,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lfm-engine", description="Run LFM2 models on the CPU.")
     parser.add_argument("--version", action="version", version=f"lfm-engine {version}")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("model", metavar="MODEL", help="hub id, folder, .gguf or .lfm file")
+    common.add_argument(
+        "model", metavar="MODEL", help='hub id, folder, .gguf or .lfm file, or "demo"'
+    )
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="a tour on the miniature model in this package")
+    demo.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, int8 or int4")
+    demo.add_argument("--threads", type=int, metavar="N", help="default: this process's cores")
+    demo.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    demo.set_defaults(run=_demo)
 
     info = commands.add_parser("info", parents=[common], help="describe a model; reads no weights")
     info.add_argument("--json", action="store_true", help="print JSON")
@@ -319,6 +327,16 @@ def _system_message(options: argparse.Namespace) -> list[dict[str, str]]:
 def _enable_line_editing() -> None:
     with suppress(ImportError):
         import readline  # noqa: F401  (importing it is enough for input())
+
+
+# -- demo --
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo_command import run_demo
+
+    run_demo(options.threads, options.dtype)
+    return 0
 
 
 # -- pack --

@@ -10,6 +10,10 @@ from pathlib import Path
 
 from .packed import PACKED_SUFFIX, is_packed
 
+# The miniature model that is part of the package; tools/demo_model makes it.
+DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parent.parent / "demo"
+
 # org/name, optionally with the file to take: org/name:model-Q8_0.gguf
 _HUB_ID = re.compile(
     r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<file>[^:]+\.(gguf|lfm)))?"
@@ -28,9 +32,10 @@ def resolve(
 ) -> Path:
     """The local folder or file (.gguf, .lfm) that `path_or_id` means, downloaded if need be.
 
-    What exists locally wins. A hub id ("org/name", or "org/name:file.gguf") goes through
-    huggingface_hub: its cache, HF_HUB_OFFLINE, tokens and progress bars apply. A folder or
-    repository without files that match `allow_patterns` but with one .gguf file is that file.
+    "demo" is the miniature in this package; otherwise what exists locally wins. A hub id
+    ("org/name", or "org/name:file.gguf") goes through huggingface_hub: its cache, HF_HUB_OFFLINE,
+    tokens and progress bars apply. A folder or repository without files that match
+    `allow_patterns` but with one .gguf file is that file.
 
     Args:
         allow_patterns: the files that the caller needs, as shell patterns ("*.safetensors").
@@ -48,6 +53,9 @@ def resolve(
     if not text:
         raise ValueError("the model path or hub id is empty")
     local = Path(text).expanduser()
+    # A folder of this name is taken only if it holds a model.
+    if text == DEMO and not local.is_file() and not (local / "config.json").exists():
+        local = DEMO_FOLDER
     if local.exists():
         return _local(local, allow_patterns, gguf_file)
     match = _HUB_ID.fullmatch(text)

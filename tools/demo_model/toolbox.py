@@ -1,0 +1,212 @@
+"""Tools: those written by hand, and endless made-up ones; requests that call them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+from typing import Any
+
+from values import ANY_KIND, Value, make_value, pseudo
+from words import HELD_KEYS, HELD_NOUNS, HELD_TOOLS, KEYS, NOUNS, TOOLS, VERBS
+
+
+@dataclass(frozen=True)
+class Key:
+    """A parameter or a field: its name, the kind of its value, cues that announce the value."""
+
+    name: str
+    kind: str
+    cues: tuple[str, ...] = ()
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool; `requests` are templates, none for a made-up one."""
+
+    name: str
+    description: str
+    keys: tuple[Key, ...]
+    requests: tuple[str, ...] = ()
+    verbs: tuple[str, ...] = ()
+    noun: str = ""
+
+    def schema(self, random: Random, values: dict[str, Value]) -> dict[str, Any]:
+        """Return the tool as JSON, in one of two layouts."""
+        wrapped = random.random() < 0.15
+        properties = {}
+        for key in self.keys:
+            value = values.get(key.name) or make_value(random, key.kind)
+            properties[key.name] = dict(value.schema)
+            if wrapped:
+                properties[key.name]["description"] = f"The {spoken(key.name)}."
+        required = [key.name for key in self.keys if not key.optional]
+        function = {
+            "name": self.name,
+            "description": self.description,
+            "parameters": {"type": "object", "properties": properties, "required": required},
+        }
+        return {"type": "function", "function": function} if wrapped else function
+
+
+def spoken(name: str) -> str:
+    return name.replace("_", " ")
+
+
+@cache
+def keys(held: bool) -> tuple[Key, ...]:
+    text = HELD_KEYS if held else KEYS
+    found = []
+    for entry in re.split(r"[;\n]", text.strip()):
+        words = entry.split(maxsplit=2)
+        cues = tuple(cue.strip() for cue in words[2].split("|")) if len(words) > 2 else ()
+        found.append(Key(words[0], words[1], cues))
+    return tuple(found)
+
+
+@cache
+def written_tools(held: bool) -> tuple[Tool, ...]:
+    """Return the tools that were written by hand; `held` are the test's."""
+    found = []
+    for line in HELD_TOOLS if held else TOOLS:
+        name, description, parameters, requests = (part.strip() for part in line.split(" | "))
+        parsed = []
+        for parameter in parameters.split():
+            key, kind = parameter.split(":")
+            parsed.append(Key(key, kind.rstrip("?"), (), kind.endswith("?")))
+        templates = tuple(request.strip() for request in requests.split(" ; "))
+        found.append(Tool(name, description, tuple(parsed), templates))
+    return tuple(found)
+
+
+def draw_keys(random: Random, count: int, held: bool) -> list[Key]:
+    """Draw different keys; in training a part are made-up words, in the test most are unseen."""
+    found: list[Key] = []
+    while len(found) < count:
+        if held and (not found or random.random() < 0.6):
+            key = random.choice(keys(True))
+        elif not held and random.random() < 0.35:
+            name = pseudo(random, 1, 3)
+            if random.random() < 0.2:
+                name += "_" + pseudo(random, 1, 2)
+            key = Key(name, random.choice(ANY_KIND))
+        else:
+            key = random.choice(keys(False))
+        if all(other.name != key.name for other in found):
+            found.append(key)
+    return found
+
+
+def made_up_tool(random: Random, held: bool, like: Tool | None = None) -> Tool:
+    """Draw a tool; `like` one gives another verb for the same noun, or another noun."""
+    while True:
+        verbs = tuple(random.choice(VERBS).split())
+        same = like is not None and like.noun and random.random() < 0.5
+        if like is not None and same:
+            if set(verbs) & set(like.verbs):
+                continue
+            noun = like.noun
+        elif held:
+            noun = random.choice(HELD_NOUNS)
+        else:
+            noun = random.choice(NOUNS) if random.random() < 0.6 else pseudo(random, 1, 3)
+        if like is not None and not same and noun == like.noun:
+            continue
+        break
+    drawn = draw_keys(random, random.choice([1, 1, 2, 2, 3]), held)
+    if len(drawn) > 1 and random.random() < 0.15:
+        drawn[-1] = Key(drawn[-1].name, drawn[-1].kind, drawn[-1].cues, True)
+    verb = random.choice(verbs)
+    style = random.random()
+    name = f"{verb}_{noun}" if style < 0.85 else f"{noun}_{verb}"
+    if style > 0.95:
+        name = f"{verb}{noun.title()}"
+    article = random.choice(["an" if noun[0] in "aeiou" else "a", "the"])
+    description = f"{verb.title()} {article} {noun}."
+    return Tool(name, description, tuple(drawn), (), verbs, noun)
+
+
+def clause(random: Random, key: Key, value: Value, natural: bool) -> str:
+    """Say a value so that its key can be told: by a usual cue, or by the key's name."""
+    if natural and key.cues and random.random() < 0.6:
+        return f"{random.choice(key.cues)} {value.said}"
+    name = spoken(key.name) if random.random() < 0.7 else key.name
+    forms = [
+        "{k} {v}", "with {k} {v}", "{k}: {v}", "{k} = {v}", "the {k} is {v}", "with the {k} {v}",
+        "{v} as {k}", "{k} {v}", "use {k} {v}",
+    ]  # fmt: skip
+    return random.choice(forms).format(k=name, v=value.said)
+
+
+def draw_values(random: Random, tool: Tool) -> dict[str, Value]:
+    """Draw the arguments; optional ones are left out half of the time."""
+    return {
+        key.name: make_value(random, key.kind)
+        for key in tool.keys
+        if not key.optional or random.random() < 0.5
+    }
+
+
+_FRAMES = [
+    "{Verb} the {noun}", "{Verb} a {noun}", "Please {verb} the {noun}", "Can you {verb} a {noun}",
+    "I want to {verb} the {noun}", "{Verb} my {noun}", "I need you to {verb} a {noun}",
+    "{Verb} {noun}",
+]  # fmt: skip
+
+
+def request(random: Random, tool: Tool, values: dict[str, Value]) -> str:
+    """Ask for the tool in words."""
+    if tool.requests:
+        text = random.choice(tool.requests)
+
+        def optional(match: re.Match[str]) -> str:
+            inner = match[1]
+            names = re.findall(r"\{(\w+)\}", inner)
+            return inner if all(name in values for name in names) else ""
+
+        text = re.sub(r"\[([^]]*)\]", optional, text)
+        text = text.format(**{name: value.said for name, value in values.items()})
+    else:
+        verb = random.choice(tool.verbs) if random.random() < 0.4 else _verb_of(tool)
+        frame = random.choice(_FRAMES)
+        if tool.noun[0] in "aeiou":
+            frame = frame.replace(" a {noun}", " an {noun}")
+        text = frame.format(verb=verb, Verb=verb.title(), noun=tool.noun)
+        kinds = [key.kind for key in tool.keys]
+        named = [key for key in tool.keys if key.name in values]
+        if random.random() < 0.3:
+            random.shuffle(named)
+        for index, key in enumerate(named):
+            part = clause(random, key, values[key.name], kinds.count(key.kind) == 1)
+            text += (" " if index == 0 else random.choice([" ", ", ", " and "])) + part
+    style = random.random()
+    if starts_with_value(text, values):
+        pass  # its letters are to be copied as they are
+    elif style < 0.1:
+        text = text[0].lower() + text[1:]
+    elif style < 0.2:
+        opening = random.choice(["Hi,", "Hello.", "Hey,", "Okay,", "Now"])
+        text = f"{opening} {text[0].lower()}{text[1:]}"
+    if text[-1] not in "?.!" and random.random() < 0.3:
+        text += "."
+    return text
+
+
+def starts_with_value(text: str, values: dict[str, Value]) -> bool:
+    return any(text.startswith(value.said) for value in values.values())
+
+
+def _verb_of(tool: Tool) -> str:
+    return next((verb for verb in tool.verbs if verb in tool.name), tool.verbs[0])
+
+
+def written_call(tool: Tool, values: dict[str, Value]) -> str:
+    """Write the call as LFM2 does, arguments in the order of the schema."""
+    given = [key.name for key in tool.keys if key.name in values]
+    return f"{tool.name}({', '.join(f'{name}={values[name].pythonic}' for name in given)})"
+
+
+def plain_call(tool: Tool, values: dict[str, Value]) -> dict[str, Any]:
+    return {"name": tool.name, "arguments": {name: value.plain for name, value in values.items()}}
