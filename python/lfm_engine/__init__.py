@@ -1,11 +1,12 @@
 """lfm-engine: native inference for Liquid AI's LFM2 family of hybrid language models."""
 
 from ._core import __version__
+from .auto_model import AutoModelForCausalLM
 from .chat import ChatOutput, ToolRun
 from .constraint import Constraint
 from .engine import Engine, Request
 from .generation import GenerationConfig
-from .model import AutoModelForCausalLM, CausalLM, CausalLMOutput, GenerateOutput
+from .model import CausalLM, CausalLMOutput, GenerateOutput
 from .session import Session
 from .streamers import BaseStreamer, TextIteratorStreamer, TextStreamer
 from .tokenizer import AutoTokenizer

@@ -343,9 +343,9 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _pack(options: argparse.Namespace) -> int:
+    from .auto_model import AutoModelForCausalLM
     from .checkpoint import open_checkpoint
     from .checkpoint.packed import check_packable
-    from .model import AutoModelForCausalLM
 
     if options.verify:
         with open_checkpoint(options.model) as checkpoint:
@@ -387,8 +387,8 @@ def _info(options: argparse.Namespace) -> int:
 
 def _facts(model: str) -> dict[str, Any]:
     from . import _core
+    from .auto_model import auto_dtype
     from .checkpoint import open_checkpoint
-    from .model import auto_dtype
 
     checkpoint = open_checkpoint(model)
     try:
