@@ -60,7 +60,8 @@ std::vector<py::array_t<uint8_t>> weight_memory(const std::shared_ptr<const Mode
   const TensorPlace place = place_of(*model, name);
   check(place.matrix != nullptr, "tensor '", name, "' is not a matrix");
   std::vector<py::array_t<uint8_t>> parts;
-  for (const std::span<const std::byte> part : place.matrix->packed_memory()) parts.push_back(bytes_in_place(part, model));
+  for (const std::span<const std::byte> part : place.matrix->packed_memory())
+    parts.push_back(bytes_in_place(part, model));
   return parts;
 }
 
