@@ -295,7 +295,7 @@ def test_the_checkpoints_generation_config_is_the_default(model: CausalLM, base:
 def test_options_that_do_not_exist_name_themselves(model: CausalLM, base: Golden) -> None:
     for option, value in (
         ("num_beam_groups", 4),
-        ("output_hidden_states", True),
+        ("output_attentions", True),
         ("use_cache", False),
     ):
         with pytest.raises(ValueError, match=f"{option}=.* is not supported"):

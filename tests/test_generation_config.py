@@ -115,7 +115,6 @@ def test_numpy_values_become_plain() -> None:
         ("num_beam_groups", True),
         ("use_cache", False),
         ("assistant_model", object()),
-        ("output_hidden_states", True),
         ("output_attentions", True),
         ("guidance_scale", 1.5),
         ("top_h", 0.5),

@@ -416,3 +416,35 @@ def test_threads_share_a_model_with_hooks(model: CausalLM) -> None:
         for thread in threads:
             thread.join()
     assert found == [True] * 60
+
+
+def test_generate_gives_the_states_of_each_step(model: CausalLM) -> None:
+    """As transformers': the prompt's first, then those of each new token but the last."""
+    padded = np.array([[0, 0, 5, 6], [7, 8, 9, 10]])
+    mask = np.array([[0, 0, 1, 1], [1, 1, 1, 1]])
+    options: dict[str, Any] = {**PLAIN_GREEDY, "max_new_tokens": 6, "attention_mask": mask}
+    options |= {"return_dict_in_generate": True, "output_hidden_states": True}
+    free = model.generate(padded, **options)
+    stop = int(free.sequences[0, 6])  # ends the first row after three tokens, at the latest
+    out = model.generate(padded, **{**options, "eos_token_id": [stop]})
+    assert len(out.hidden_states) == max(out.new_tokens)
+    layers = model.config.num_hidden_layers
+    for row, (start, count) in enumerate(zip((2, 0), out.new_tokens, strict=True)):
+        ids = out.sequences[row, start : 4 + count - 1]
+        want = model(ids[None], output_hidden_states=True).hidden_states
+        for layer in range(layers + 1):
+            first = out.hidden_states[0][layer]
+            assert first.shape == (2, 4, model.config.hidden_size)
+            assert not first[row, :start].any()
+            assert np.array_equal(first[row, start:], want[layer][0, : 4 - start])
+            for step in range(1, len(out.hidden_states)):
+                got = out.hidden_states[step][layer]
+                assert got.shape == (2, 1, model.config.hidden_size)
+                if step < count:
+                    assert np.array_equal(got[row, 0], want[layer][0, 4 - start + step - 1])
+                else:
+                    assert np.isnan(got[row]).all()
+    with pytest.raises(ValueError, match="needs return_dict_in_generate"):
+        model.generate(padded, output_hidden_states=True)
+    with pytest.raises(ValueError, match="needs prompts of one length"):
+        model.generate([[1, 2], [3]], output_hidden_states=True, return_dict_in_generate=True)

@@ -220,6 +220,8 @@ class Engine:
         )
         if config.num_beams != 1:
             raise ValueError("num_beams: an engine has no beam search; use generate")
+        if config.output_hidden_states:
+            raise ValueError("output_hidden_states: call the model on the result")
         if config.num_return_sequences != 1:
             raise ValueError("num_return_sequences: submit a request for each")
         prompts = read_prompts(input_ids)

@@ -19,6 +19,9 @@ from .inputs import Ids, Prompts
 from .logits_processing import Scores, callables
 from .rows import Row, Rows, end_ids, new_token_limit, random_seed
 
+# What a result can keep of each row's logits.
+_KEPT = ("output_scores", "output_logits", "logprobs", "top_logprobs")
+
 
 @dataclass(frozen=True)
 class SpeculationStats:
@@ -54,6 +57,9 @@ class GenerateOutput:
             [n] and their log-probabilities float32 [n].
         errors: with `return_exceptions`, per sequence the exception that ended it, or None.
         sequences_scores: with `num_beams`, the score of each sequence, see `beam_search`.
+        hidden_states: with `output_hidden_states`, for each new position the states before each
+            layer, and at last after the final norm: float32 [batch, prompt, hidden] for the first
+            and [batch, 1, hidden] for each further one, NaN in rows that had ended.
         speculation: how many tokens were drafted, and how many of them came, in all sequences;
             None from an `Engine`.
     """
@@ -68,6 +74,7 @@ class GenerateOutput:
     top_logprobs: list[list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]] | None = None
     speculation: SpeculationStats | None = None
     sequences_scores: list[float] | None = None
+    hidden_states: tuple[tuple[Scores, ...], ...] | None = None
 
 
 def run_requests(
@@ -168,8 +175,8 @@ def _search_beams(
     given: dict[str, Any],
 ) -> Any:
     """Beam search for each prompt; `prompts` are repeated for each sequence to return."""
-    options = ("stop_strings", "max_time", "output_scores", "output_logits", "logprobs")
-    given |= {name: getattr(config, name) for name in (*options, "top_logprobs")}
+    options = ("stop_strings", "max_time", "output_hidden_states", *_KEPT)
+    given |= {name: getattr(config, name) for name in options}
     for name, value in given.items():
         if value:
             raise ValueError(f"num_beams={config.num_beams} does not work with {name}")
@@ -243,7 +250,7 @@ def check_together(config: GenerationConfig, tokenizer: Any, constrained: bool) 
         ValueError: naming the option.
     """
     if not config.return_dict_in_generate:
-        for name in ("output_scores", "output_logits", "logprobs", "top_logprobs"):
+        for name in (*_KEPT, "output_hidden_states"):
             if value := getattr(config, name):
                 raise ValueError(f"{name}={value} needs return_dict_in_generate=True")
     if config.stop_strings and tokenizer is None:

@@ -52,6 +52,7 @@ _BOOLEANS = (
     "return_dict_in_generate",
     "output_scores",
     "output_logits",
+    "output_hidden_states",
     "logprobs",
 )
 _FLOATS = (
@@ -83,7 +84,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "guidance_scale": (None, 1.0),
     "num_beam_groups": (None, 1),
     "output_attentions": (None, False),
-    "output_hidden_states": (None, False),
     "penalty_alpha": (None, 0.0),
     "speculation_type": (None,),
     "token_healing": (None, False),
@@ -172,6 +172,8 @@ class GenerationConfig:
         return_dict_in_generate: return an object with `.sequences` in place of the array.
         output_scores: keep what each token was chosen from in its `.scores`.
         output_logits: keep the model's logits in its `.logits`.
+        output_hidden_states: keep hidden states in its `.hidden_states`, by one more pass over
+            each sequence when it is complete.
         logprobs: keep the log-probability of each token in its `.logprobs`.
         top_logprobs: so many of the likeliest tokens of each position, in its `.top_logprobs`.
 
@@ -217,6 +219,7 @@ class GenerationConfig:
     return_dict_in_generate: bool = False
     output_scores: bool = False
     output_logits: bool = False
+    output_hidden_states: bool = False
     logprobs: bool = False
     top_logprobs: int = 0
 

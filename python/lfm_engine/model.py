@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ from .checkpoint import (
 from .constraint import Constraint
 from .generate import GenerateOutput, run_requests
 from .generation import GenerationConfig
+from .hidden_states import Layers, by_step, check_prompts, new_tokens
 from .hooks import Capture, Hooks
-from .inputs import read_prompts
+from .inputs import Ids, read_prompts
 from .response_format import make_constraints
 from .rows import end_ids
 from .scoring import Scoring
@@ -164,6 +165,11 @@ class CausalLM(Scoring):
             capture.attentions,
         )
 
+    def _hidden_states(self, ids: Ids) -> Layers:
+        states = self(ids[None, :], logits_to_keep=1, output_hidden_states=True).hidden_states
+        assert states is not None
+        return states
+
     def generate(
         self,
         input_ids: Any = None,
@@ -238,7 +244,9 @@ class CausalLM(Scoring):
                 vocab_size=self.config.vocab_size,
                 eos_ids=end_ids(config, self.config),
             )
-            return run_requests(
+            if config.output_hidden_states:
+                check_prompts(prompts)
+            result = run_requests(
                 self.core,
                 self.config,
                 config,
@@ -253,6 +261,10 @@ class CausalLM(Scoring):
                 # It holds for the model as it is.
                 prefix_cache=self.prefix_cache,
             )
+            if config.output_hidden_states:
+                states = by_step(prompts, new_tokens(result, prompts), self._hidden_states)
+                result = replace(result, hidden_states=states)
+            return result
         except BaseException as error:
             # A consumer in another thread would wait for ever.
             if streamer is not None and hasattr(streamer, "fail"):
