@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from .extras import require
 from .intervals import CONFIDENCE, share
 from .picture import draw_shares, instruction_rows
 from .progress import Progress
-from .response_log import ResponseLog, save_json
+from .response_log import ResponseLog, digest, run_settings, save_json
 
 BENCHMARKS = tuple(HUB)
 TITLES = {"ifeval": "IFEval", "ifbench": "IFBench"}
@@ -79,16 +78,9 @@ def run_instructions(
     config = (generation_config or model.generation_config).merged(
         **{"max_new_tokens": MAX_NEW_TOKENS, **options}
     )
-    settings = {
-        "benchmark": benchmark,
-        "model": model_name,
-        "weights": f"{model.core.fingerprint():016x}",
-        "dtype": model.dtype,
-        "kv_dtype": model.kv_dtype,
-        "chat_template": _digest(str(tokenizer.get_chat_template())),
-        "generation": config.to_dict(),
-        "data": _digest(repr(every)),
-    }
+    template = str(tokenizer.get_chat_template())
+    settings = run_settings(benchmark, model, model_name, template, config.to_dict())
+    settings["data"] = digest(repr(every))
     with ResponseLog(Path(out) / RESPONSES, settings) as log:
         missing = [p for p in prompts if log.records.get(p.key, _NOTHING).get("error") is not None]
         with Progress(benchmark, len(prompts), len(prompts) - len(missing), progress) as bar:
@@ -314,7 +306,3 @@ def _speed(log: Mapping[Key, Mapping[str, Any]]) -> Report:
         "new_tokens_per_second": round(new_tokens / seconds, 2) if seconds else None,
         "tokens_per_second": round((prompt_tokens + new_tokens) / seconds, 2) if seconds else None,
     }
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

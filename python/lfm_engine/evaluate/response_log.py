@@ -6,6 +6,7 @@ The first line holds the settings of the run. Only a run with the same settings 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import sys
@@ -141,6 +142,26 @@ class ResponseLog:
 
 class _OtherRunError(ValueError):
     """The file is not this run's."""
+
+
+def run_settings(
+    benchmark: str, model: Any, model_name: str | None, template: str, generation: dict[str, Any]
+) -> dict[str, Any]:
+    """What every run's responses depend on: the model's weights and types, template, options."""
+    return {
+        "benchmark": benchmark,
+        "model": model_name,
+        "weights": f"{model.core.fingerprint():016x}",
+        "dtype": model.dtype,
+        "kv_dtype": model.kv_dtype,
+        "chat_template": digest(template),
+        "generation": generation,
+    }
+
+
+def digest(text: str) -> str:
+    """Return 16 hexadecimal digits that stand for a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def save_json(value: Any, path: Path) -> None:

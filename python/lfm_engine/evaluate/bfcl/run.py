@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import io
 import json
 import os
@@ -19,7 +18,7 @@ from ..answering import BATCH_SIZE, Answer, Job, answer_all
 from ..extras import require
 from ..picture import draw_shares
 from ..progress import Progress
-from ..response_log import ResponseLog, save_json
+from ..response_log import ResponseLog, run_settings, save_json
 from . import package
 
 MAX_NEW_TOKENS = 1024
@@ -96,18 +95,9 @@ def run_bfcl(
     handler = EngineHandler(
         responder.respond, native_tools=native, native_calls=native and renders_calls(tokenizer)
     )
-    settings = {
-        "benchmark": "bfcl",
-        "bfcl_eval": checkers,
-        "model": model_name,
-        "weights": f"{model.core.fingerprint():016x}",
-        "dtype": model.dtype,
-        "kv_dtype": model.kv_dtype,
-        "chat_template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16],
-        "generation": config.to_dict(),
-        "calls": calls,
-        "tools_in_template": native,
-    }
+    template = str(tokenizer.chat_template)
+    settings = run_settings("bfcl", model, model_name, template, config.to_dict())
+    settings |= {"bfcl_eval": checkers, "calls": calls, "tools_in_template": native}
     entries = {name: load_entries(name, limit) for name in names}
     with ResponseLog(Path(out) / RESPONSES, settings) as log:
         every = [entry for name in names for entry in entries[name]]
