@@ -52,24 +52,48 @@ void parallel_ranges(int64_t n, int64_t grain, const Body& body) {
   }
 }
 
-// body(begin, end) over [0, n): three quarters in one equal range per thread, the rest in pieces of about 1/64 of a
-// thread's share, multiples of `grain`, to whichever is ready. Memory and neighbours do not serve cores equally, and
-// each loop ends with the slowest thread.
-template <class Body>
-void parallel_ranges_balanced(int64_t n, int64_t grain, const Body& body) {
-  std::atomic<int64_t> next{0};
-#pragma omp parallel if (n > grain)
-  {
-    const int64_t threads = omp_get_num_threads(), id = omp_get_thread_num();
-    const int64_t share = threads == 1 ? n : n * 3 / 4 / threads / grain * grain;
-    const int64_t piece = (n / (64 * threads) / grain + 1) * grain;
-    if (share > 0) body(share * id, share * (id + 1));
-    for (;;) {
-      const int64_t begin = share * threads + next.fetch_add(piece, std::memory_order_relaxed);
-      if (begin >= n) break;
-      body(begin, std::min(begin + piece, n));
+// [0, n) cut into a range for each thread. A thread works through its own in pieces that halve, in order, as
+// prefetchers like it; then it helps with what the others have left.
+class SharedRanges {
+ public:
+  SharedRanges(int64_t n, int64_t threads) : n_(n), count_(std::clamp<int64_t>(threads, 1, kMost)) {
+    for (int64_t t = 0; t < count_; ++t) ranges_[t].next.store(begin_of(t), std::memory_order_relaxed);
+  }
+
+  // body(begin, end) for each piece that the thread `id` takes.
+  template <class Body>
+  void work(int64_t id, const Body& body) {
+    for (int64_t i = 0; i < count_; ++i) {
+      const int64_t t = (id + i) % count_, end = begin_of(t + 1);
+      std::atomic<int64_t>& next = ranges_[t].next;
+      for (int64_t begin = next.load(std::memory_order_relaxed); begin < end;) {
+        const int64_t piece_end = begin + (end - begin + 1) / 2;
+        if (!next.compare_exchange_weak(begin, piece_end, std::memory_order_relaxed)) continue;
+        body(begin, piece_end);
+        begin = next.load(std::memory_order_relaxed);
+      }
     }
   }
+
+ private:
+  static constexpr int64_t kMost = 64;  // more threads share ranges
+  struct alignas(64) Range {
+    std::atomic<int64_t> next;
+  };
+  int64_t begin_of(int64_t t) const { return n_ * t / count_; }
+
+  int64_t n_, count_;
+  Range ranges_[kMost];
+};
+
+// body(begin, end) over [0, n), borders at multiples of `grain`, shared out as the threads go: memory and neighbours do
+// not serve cores equally, and each loop ends with the slowest thread.
+template <class Body>
+void parallel_ranges_balanced(int64_t n, int64_t grain, const Body& body) {
+  const int64_t units = (n + grain - 1) / grain;
+  SharedRanges ranges(units, omp_get_max_threads());
+#pragma omp parallel if (units > 1)
+  ranges.work(omp_get_thread_num(), [&](int64_t begin, int64_t end) { body(begin * grain, std::min(n, end * grain)); });
 }
 
 inline int thread_id() { return omp_get_thread_num(); }

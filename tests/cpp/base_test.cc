@@ -1,4 +1,5 @@
 // Threads, loops, memory and the names of instruction sets.
+#include <atomic>
 #include <cstdint>
 #include <limits>
 #include <set>
@@ -64,6 +65,24 @@ TEST(Parallel, EveryIndexOnce) {
         });
         EXPECT_EQ(covered, std::vector<int>(covered.size(), 1)) << n << " by " << grain << ", " << threads;
         for (const int64_t b : borders) EXPECT_EQ(b % grain, 0);
+      }
+    }
+  }
+}
+
+TEST(Parallel, BalancedRangesCoverAll) {
+  for (const int threads : {1, 2, 3, 7, 70}) {
+    const ThreadScope scope(threads);
+    for (const int64_t n : {0, 1, 2, 16, 17, 100, 1000}) {
+      for (const int64_t grain : {1, 3, 50}) {
+        std::vector<std::atomic<int>> covered(static_cast<size_t>(n));
+        std::atomic<bool> aligned{true};
+        parallel_ranges_balanced(n, grain, [&](int64_t begin, int64_t end) {
+          if (begin % grain != 0 || end > n || begin >= end) aligned = false;
+          for (int64_t i = begin; i < std::min(end, n); ++i) ++covered[static_cast<size_t>(i)];
+        });
+        EXPECT_TRUE(aligned) << n << " by " << grain << ", " << threads;
+        for (const auto& count : covered) ASSERT_EQ(count, 1) << n << " by " << grain << ", " << threads;
       }
     }
   }
