@@ -21,6 +21,7 @@ from toolbox import (
     keys,
     made_up_tool,
     plain_call,
+    renamed,
     request,
     spoken,
     starts_with_value,
@@ -77,7 +78,8 @@ def _user(text: str, system: str = "") -> list[dict[str, str]]:
 def _tool(random: Random, held: bool, like: Tool | None = None) -> Tool:
     if random.random() < 0.5:
         return made_up_tool(random, held, like)
-    return random.choice(written_tools(held))
+    tool = random.choice(written_tools(held))
+    return tool if held or random.random() < 0.4 else renamed(random, tool)
 
 
 def _toolbox(random: Random, held: bool, wanted: list[Tool], count: int) -> list[Tool]:
@@ -496,13 +498,13 @@ def recall_task(random: Random, held: bool, level: float = 1.0) -> Example:
 
 _TASKS: dict[str, tuple[Callable[..., Example], float]] = {
     "call": (call_task, 0.27),
-    "parallel": (parallel_task, 0.07),
-    "no call": (no_call_task, 0.06),
-    "result": (result_task, 0.06),
+    "parallel": (parallel_task, 0.09),
+    "no call": (no_call_task, 0.08),
+    "result": (result_task, 0.05),
     "extract": (extract_task, 0.24),
-    "classify": (classify_task, 0.10),
-    "instruct": (instruct_task, 0.10),
-    "recall": (recall_task, 0.10),
+    "classify": (classify_task, 0.14),
+    "instruct": (instruct_task, 0.11),
+    "recall": (recall_task, 0.08),
 }
 TASK_NAMES = tuple(_TASKS)
 

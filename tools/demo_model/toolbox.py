@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
 from typing import Any
 
 from values import ANY_KIND, Value, make_value, pseudo
 from words import HELD_KEYS, HELD_NOUNS, HELD_TOOLS, KEYS, NOUNS, TOOLS, VERBS
+
+_AFFIXES = 2, 5  # letters that each of two words gives to a blend
 
 
 @dataclass(frozen=True)
@@ -81,22 +83,68 @@ def written_tools(held: bool) -> tuple[Tool, ...]:
     return tuple(found)
 
 
+@cache
+def _words(held: bool) -> tuple[str, ...]:
+    """Return the words that names are made of; those of the test only, or those of training."""
+    names = [key.name for key in keys(held)] + [tool.name for tool in written_tools(held)]
+    names += [key.name for tool in written_tools(held) for key in tool.keys]
+    parts = {part for name in names for part in name.split("_")}
+    parts.update(HELD_NOUNS if held else NOUNS)
+    return tuple(sorted(parts - set(_words(False)) if held else parts))
+
+
+def coined(random: Random) -> str:
+    """Return a new word for a name: half of them blends, which look like real words."""
+    while True:
+        if random.random() < 0.5:
+            return pseudo(random, 1, 3)
+        head, tail = (random.choice(_words(False)) for _ in range(2))
+        word = head[: random.randint(*_AFFIXES)] + tail[-random.randint(*_AFFIXES) :]
+        if word not in _words(True):
+            return word
+
+
 def draw_keys(random: Random, count: int, held: bool) -> list[Key]:
-    """Draw different keys; in training a part are made-up words, in the test most are unseen."""
+    """Draw different keys; in training a part are coined, in the test most are unseen."""
     found: list[Key] = []
     while len(found) < count:
         if held and (not found or random.random() < 0.6):
             key = random.choice(keys(True))
-        elif not held and random.random() < 0.35:
-            name = pseudo(random, 1, 3)
+        elif not held and random.random() < 0.5:
+            name = coined(random)
             if random.random() < 0.2:
-                name += "_" + pseudo(random, 1, 2)
+                name += "_" + coined(random)
             key = Key(name, random.choice(ANY_KIND))
         else:
             key = random.choice(keys(False))
         if all(other.name != key.name for other in found):
             found.append(key)
     return found
+
+
+def renamed(random: Random, tool: Tool) -> Tool:
+    """Give a written tool another noun, so that its own cannot be learnt by heart.
+
+    Only requests that say the noun are kept; a tool without any stays as it is.
+    """
+    old = tool.name.split("_")[-1]
+    said = re.compile(rf"\b(?:(a)n? )?(?<!{{){old}\b(?!}})", re.IGNORECASE)
+    requests = tuple(text for text in tool.requests if said.search(text))
+    if not requests or any(old == part for key in tool.keys for part in key.name.split("_")):
+        return tool
+    noun = random.choice(NOUNS) if random.random() < 0.5 else coined(random)
+
+    def other(match: re.Match[str]) -> str:
+        word = match[0].split()[-1]
+        article = match[1] + ("n " if noun[0] in "aeiou" else " ") if match[1] else ""
+        return article + (noun.title() if word[0].isupper() else noun)
+
+    return replace(
+        tool,
+        name=tool.name.replace(old, noun),
+        description=said.sub(other, tool.description),
+        requests=tuple(said.sub(other, text) for text in requests),
+    )
 
 
 def made_up_tool(random: Random, held: bool, like: Tool | None = None) -> Tool:
@@ -111,7 +159,7 @@ def made_up_tool(random: Random, held: bool, like: Tool | None = None) -> Tool:
         elif held:
             noun = random.choice(HELD_NOUNS)
         else:
-            noun = random.choice(NOUNS) if random.random() < 0.6 else pseudo(random, 1, 3)
+            noun = random.choice(NOUNS) if random.random() < 0.4 else coined(random)
         if like is not None and not same and noun == like.noun:
             continue
         break
