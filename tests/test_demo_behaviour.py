@@ -20,7 +20,7 @@ sys.path.remove(str(TOOLS))
 
 COUNT = 40
 # Of COUNT held-out answers; the card has the shares. Weights that are worse are not to be shipped.
-LEAST = {"call": 0, "parallel": 0, "no call": 0, "extract": 0, "classify": 0, "instruct": 0}
+LEAST = {"call": 22, "parallel": 10, "no call": 38, "extract": 31, "classify": 38, "instruct": 36}
 
 
 @pytest.fixture(scope="module")

@@ -104,23 +104,23 @@ REQUESTS: list[tuple[str, list[dict[str, Any]]]] = [
 
 # -- the text to extract from --
 
-RECORD = "Order KX-2041: 3 candles, ship to Marta Velin, 12 Tolmer Street, Porto."
+RECORD = "Invoice KX-2041 from Velin over 129.5 EUR is due on 2027-03-14."
 RECORD_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
-        "order_id": {"type": "string"},
-        "quantity": {"type": "integer"},
-        "customer": {"type": "string"},
-        "city": {"type": "string"},
+        "invoice_id": {"type": "string"},
+        "vendor": {"type": "string"},
+        "amount": {"type": "number"},
+        "due_date": {"type": "string"},
     },
-    "required": ["order_id", "quantity", "customer", "city"],
+    "required": ["invoice_id", "vendor", "amount", "due_date"],
     "additionalProperties": False,
 }
 RECORD_EXPECTED = {
-    "order_id": "KX-2041",
-    "quantity": 3,
-    "customer": "Marta Velin",
-    "city": "Porto",
+    "invoice_id": "KX-2041",
+    "vendor": "Velin",
+    "amount": 129.5,
+    "due_date": "2027-03-14",
 }
 
 # -- the texts to label --
@@ -208,7 +208,7 @@ class _Demo:
     def extraction(self) -> None:
         self.section("A sentence to JSON that fits a schema")
         properties = json.dumps(RECORD_SCHEMA["properties"])
-        schema = {"name": "order", "schema": RECORD_SCHEMA}
+        schema = {"name": "invoice", "schema": RECORD_SCHEMA}
         answer = self.model.chat(
             [
                 {
