@@ -20,7 +20,7 @@ sys.path.remove(str(TOOLS))
 
 COUNT = 40
 # Of COUNT held-out answers; the card has the shares. Weights that are worse are not to be shipped.
-LEAST = {"call": 22, "parallel": 10, "no call": 38, "extract": 31, "classify": 38, "instruct": 36}
+LEAST = {"call": 28, "parallel": 14, "no call": 38, "extract": 32, "classify": 38, "instruct": 35}
 
 
 @pytest.fixture(scope="module")

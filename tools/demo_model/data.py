@@ -21,10 +21,11 @@ from toolbox import (
     keys,
     made_up_tool,
     plain_call,
-    renamed,
     request,
     spoken,
     starts_with_value,
+    with_other_keys,
+    with_other_noun,
     written_call,
     written_tools,
 )
@@ -79,7 +80,11 @@ def _tool(random: Random, held: bool, like: Tool | None = None) -> Tool:
     if random.random() < 0.5:
         return made_up_tool(random, held, like)
     tool = random.choice(written_tools(held))
-    return tool if held or random.random() < 0.4 else renamed(random, tool)
+    if held:
+        return tool
+    if random.random() < 0.6:
+        tool = with_other_noun(random, tool)
+    return with_other_keys(random, tool) if random.random() < 0.6 else tool
 
 
 def _toolbox(random: Random, held: bool, wanted: list[Tool], count: int) -> list[Tool]:

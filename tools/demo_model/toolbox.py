@@ -122,7 +122,7 @@ def draw_keys(random: Random, count: int, held: bool) -> list[Key]:
     return found
 
 
-def renamed(random: Random, tool: Tool) -> Tool:
+def with_other_noun(random: Random, tool: Tool) -> Tool:
     """Give a written tool another noun, so that its own cannot be learnt by heart.
 
     Only requests that say the noun are kept; a tool without any stays as it is.
@@ -145,6 +145,24 @@ def renamed(random: Random, tool: Tool) -> Tool:
         description=said.sub(other, tool.description),
         requests=tuple(said.sub(other, text) for text in requests),
     )
+
+
+def with_other_keys(random: Random, tool: Tool) -> Tool:
+    """Give parameters of a written tool other names, so that schemas must be read.
+
+    The order stays: where two are alike, it tells which is which.
+    """
+    names: dict[str, str] = {}
+    for key in tool.keys:
+        alike = [other.name for other in keys(False) if other.kind == key.kind]
+        name = random.choice(alike) if alike and random.random() < 0.5 else coined(random)
+        taken = {*names.values(), *(other.name for other in tool.keys)}
+        names[key.name] = key.name if name in taken or random.random() < 0.3 else name
+    requests = [
+        re.sub(r"\{(\w+)\}", lambda found: f"{{{names[found[1]]}}}", text) for text in tool.requests
+    ]
+    renamed_keys = [replace(key, name=names[key.name]) for key in tool.keys]
+    return replace(tool, keys=tuple(renamed_keys), requests=tuple(requests))
 
 
 def made_up_tool(random: Random, held: bool, like: Tool | None = None) -> Tool:
