@@ -338,16 +338,16 @@ class Engine:
     def _admit(self) -> list[_Entry]:
         """Take those from the queue that may start now, first come first served."""
         admitted: list[_Entry] = []
-        running = [entry.request for entry in self._running.values()]
+        if not self._waiting:
+            return admitted
+        running = len(self._running)
+        nbytes = sum(entry.request.nbytes for entry in self._running.values())
         while self._waiting:
-            request = self._waiting[0].request
-            running.append(request)
-            if self._max_running is not None and len(running) > self._max_running:
+            running += 1
+            nbytes += self._waiting[0].request.nbytes
+            if self._max_running is not None and running > self._max_running:
                 break
-            if (
-                self._max_state_bytes is not None
-                and sum(r.nbytes for r in running) > self._max_state_bytes
-            ):
+            if self._max_state_bytes is not None and nbytes > self._max_state_bytes:
                 break
             admitted.append(self._waiting.popleft())
         return admitted
