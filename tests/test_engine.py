@@ -211,6 +211,30 @@ def test_close(endless: CausalLM) -> None:
     assert request.result().finish_reasons == ["cancelled"]
 
 
+def test_close_while_a_request_starts(endless: CausalLM) -> None:
+    engine = Engine(endless)
+
+    class Closes:
+        """First called by the engine's thread between a request's leaving the queue and its run."""
+
+        called = False
+
+        def put(self, ids: Any) -> None:
+            if not self.called:
+                self.called = True
+                engine.close(cancel=True)
+
+        def end(self) -> None:
+            pass
+
+    request = engine.submit([1], streamer=Closes(), **FOREVER)
+    try:
+        assert request.result(30).finish_reasons == ["cancelled"]
+    finally:
+        request.cancel()
+    engine.close()
+
+
 def test_wrong_arguments(engine: Engine, endless: CausalLM) -> None:
     for name in ("max_state_bytes", "max_running"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):

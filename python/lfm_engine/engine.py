@@ -186,6 +186,7 @@ class Engine:
         self._cancelled: set[Request] = set()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._cancel_all = False
         self._rows = Rows(
             model.core, model.config, return_exceptions=True, prefix_cache=model.prefix_cache
         )
@@ -285,9 +286,8 @@ class Engine:
         """
         with self._changed:
             self._closed = True
-            if cancel:
-                entries = [*self._waiting, *self._running.values()]
-                self._cancelled.update(entry.request for entry in entries)
+            # A flag, not a list of what runs: the thread may just be starting some of them.
+            self._cancel_all = self._cancel_all or cancel
             self._changed.notify_all()
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
@@ -315,6 +315,9 @@ class Engine:
                 if not busy or not (self._waiting or self._running):
                     self._thread = None
                     return
+                if self._cancel_all:
+                    entries = [*self._waiting, *self._running.values()]
+                    self._cancelled.update(entry.request for entry in entries)
                 cancelled, self._cancelled = self._cancelled, set()
                 dropped = [entry for entry in self._waiting if entry.request in cancelled]
                 for entry in dropped:
