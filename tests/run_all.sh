@@ -17,6 +17,7 @@ export OMP_WAIT_POLICY=passive # tests run side by side: spinning threads would 
 venv=build/test-venv
 logs=build/test-logs
 jobs=$(nproc)
+workers=$((jobs < 4 ? jobs : 4)) # of pytest; each test may use two threads
 without_needs=(bfcl-eval==2026.3.23 llama-index-core==0.14.25)
 mkdir -p "$logs"
 
@@ -153,9 +154,9 @@ from lfm_engine import _core
 levels = ["reference", "avx2", "avx512", "avx512_bf16", "amx"]
 print(*levels[: levels.index(_core.cpu_info()["detected_isa"]) + 1])')
 for isa in $isas; do
-  shown "pytest engine $isa" env LFM_ENGINE_ISA="$isa" python -m pytest -q -m engine
+  shown "pytest engine $isa" env LFM_ENGINE_ISA="$isa" python -m pytest -q -m engine -n "$workers"
 done
-shown "pytest" python -m pytest -q
+shown "pytest" python -m pytest -q -n "$workers"
 
 current="summary"
 printf '\nAll steps passed in %d s.\n' $((SECONDS - begun))
