@@ -209,11 +209,13 @@ void OneDnnLinear::convert_row(const float* x, int64_t m, int64_t /*rows*/, std:
   kernels_.to_bf16(x, in_features(), reinterpret_cast<uint16_t*>(activations) + m * in_features());
 }
 
+bool OneDnnLinear::brings_threads(int64_t rows) const { return k_chunk_ == 0 || rows > kFewRows; }
+
 void OneDnnLinear::multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const {
-  if (k_chunk_ > 0 && rows <= kFewRows) {
-    multiply_blocked(x, rows, k_chunk_, y, accumulate);
-  } else {
+  if (brings_threads(rows)) {
     multiply_onednn(x, rows, y, accumulate, scratch.pad);
+  } else {
+    multiply_blocked(x, rows, k_chunk_, y, accumulate);
   }
 }
 

@@ -17,6 +17,7 @@ class OneDnnLinear final : public Linear {
   // number of rows, as they do with its other implementations.
   static std::unique_ptr<Linear> create(std::span<const TensorView> parts, ComputeType type, Isa isa);
 
+  bool brings_threads(int64_t rows) const override;
   void weight_row(int64_t n, float* out) const override;
   std::vector<std::span<const std::byte>> packed_memory() const override {
     return {{weights_.data(), weights_.size()}};

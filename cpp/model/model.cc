@@ -41,6 +41,7 @@ Model::Model(ModelConfig config, const TensorSource& source, ComputeType type, i
   const ThreadScope threads(num_threads_);
   layout_ = std::make_shared<StateLayout>(config_, kv.value_or(type == ComputeType::f32 ? KvType::f32 : KvType::bf16));
   weights_ = load_weights(config_, source, type, isa_);
+  for (const auto& [name, linear] : named_linears(config_, weights_)) linears_.push_back(linear);
 }
 
 size_t Model::state_nbytes(int64_t length) const {
@@ -87,6 +88,17 @@ void Model::check_inputs(std::span<const SequenceInput> inputs) const {
     const int64_t length = input.state->length() + static_cast<int64_t>(input.tokens.size());
     check(length <= config_.max_position_embeddings, "the sequence would have ", length,
           " tokens, more than the model's context of ", config_.max_position_embeddings);
+  }
+}
+
+void Model::embed(const LayerContext& ctx, std::span<const SequenceInput> inputs) const {
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const Segment& s = ctx.segments[i];
+    parallel_for(s.count, [&](int64_t t) {
+      const int64_t position = s.position + t, fresh = position - s.state->length();
+      const int32_t token = fresh < 0 ? s.state->token(position) : inputs[i].tokens[fresh];
+      weights_.embed_tokens->weight_row(token, ctx.ws.hidden.data() + (s.first + t) * config_.hidden_size);
+    });
   }
 }
 
@@ -179,20 +191,9 @@ void Model::forward(std::span<const SequenceInput> inputs, float* logits, Worksp
     tokens += replay + count;
   }
   if (tokens == 0) return;
-  const int64_t hidden = config_.hidden_size;
   ws.ensure(config_, tokens);
   const std::shared_ptr<const Taps> model_taps = taps();
   const LayerContext ctx = {config_, kernels_, segments, tokens, ws, {model_taps.get(), ws.taps}};
-
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    const Segment& s = segments[i];
-    parallel_for(s.count, [&](int64_t t) {
-      const int64_t position = s.position + t, fresh = position - s.state->length();
-      const int32_t token = fresh < 0 ? s.state->token(position) : inputs[i].tokens[fresh];
-      weights_.embed_tokens->weight_row(token, ws.hidden.data() + (s.first + t) * hidden);
-    });
-  }
-  fill_rope(ctx);
 
   // Memory may still run out in a later layer: conv states are then put back. (KV beyond a state's length does not
   // count.)
@@ -200,10 +201,22 @@ void Model::forward(std::span<const SequenceInput> inputs, float* logits, Worksp
   for (size_t i = 0; i < segments.size(); ++i) {
     std::copy_n(segments[i].state->conv(0), conv_size, saved + i * conv_size);
   }
-  try {
+  const auto compute = [&] {
+    embed(ctx, inputs);
+    fill_rope(ctx);
     run_layers(ctx);
     write_logits(ctx, inputs, logits);
     if (ctx.taps_at(TapPoint::logits) && num_logit_rows(inputs) > 0) tap_logits(ctx, inputs, logits);
+  };
+  try {
+    // Taps may be Python, which may do anything.
+    const bool tapped = model_taps != nullptr || ws.taps != nullptr;
+    const bool alone = std::ranges::none_of(linears_, [&](const Linear* l) { return l->brings_threads(tokens); });
+    if (alone && !tapped) {
+      Team::with(compute);
+    } else {
+      compute();
+    }
   } catch (...) {
     for (size_t i = 0; i < segments.size(); ++i) {
       std::copy_n(saved + i * conv_size, conv_size, segments[i].state->conv(0));

@@ -76,6 +76,7 @@ class Model {
                                                                const std::function<void()>& after_chunk) const;
 
  private:
+  void embed(const LayerContext& ctx, std::span<const SequenceInput> inputs) const;
   void run_layers(LayerContext ctx) const;
   void tap_logits(const LayerContext& ctx, std::span<const SequenceInput> inputs, float* logits) const;
   void write_logits(const LayerContext& ctx, std::span<const SequenceInput> inputs, float* logits) const;
@@ -87,6 +88,7 @@ class Model {
   int num_threads_;
   std::shared_ptr<const StateLayout> layout_;
   ModelWeights weights_;
+  std::vector<const Linear*> linears_;  // of weights_
   mutable std::mutex taps_mutex_;
   std::shared_ptr<const Taps> taps_;
 };

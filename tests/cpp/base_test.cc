@@ -1,8 +1,12 @@
 // Threads, loops, memory and the names of instruction sets.
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <limits>
+#include <mutex>
 #include <set>
+#include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "base/buffer.h"
@@ -86,6 +90,75 @@ TEST(Parallel, BalancedRangesCoverAll) {
       }
     }
   }
+}
+
+TEST(Team, SharesOneRegionAmongLoops) {
+  EXPECT_EQ(Team::current(), nullptr);
+  for (const int threads : {1, 2, 3, 7}) {
+    const ThreadScope scope(threads);
+    std::vector<int> hits(1000);
+    Team::with([&] {
+      EXPECT_EQ(Team::current() != nullptr, threads > 1);
+      for (int round = 0; round < 50; ++round) {
+        parallel_for(1000, [&](int64_t i) { ++hits[static_cast<size_t>(i)]; });
+        parallel_for_dynamic(1000, 7, [&](int64_t i) { ++hits[static_cast<size_t>(i)]; });
+        parallel_ranges_balanced(1000, 16, [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) ++hits[static_cast<size_t>(i)];
+        });
+        if (round == 20) std::this_thread::sleep_for(std::chrono::milliseconds(5));  // they go to sleep
+      }
+    });
+    EXPECT_EQ(hits, std::vector<int>(1000, 150)) << threads << " threads";
+    std::set<int> ids;
+    std::mutex mutex;
+    Team::with([&] {
+      parallel_ranges(threads, 1, [&](int64_t, int64_t) {
+        const std::lock_guard lock(mutex);
+        ids.insert(thread_id());
+      });
+    });
+    EXPECT_EQ(ids.size(), static_cast<size_t>(threads));
+  }
+}
+
+TEST(Team, LoopsWithinLoopsAndTeamsWithinTeams) {
+  const ThreadScope scope(3);
+  std::vector<std::atomic<int>> hits(100);
+  Team::with([&] {
+    Team::with([&] {
+      parallel_for(10,
+                   [&](int64_t i) { parallel_for(10, [&](int64_t j) { ++hits[static_cast<size_t>(10 * i + j)]; }); });
+    });
+    EXPECT_NE(Team::current(), nullptr);
+  });
+  for (const auto& count : hits) EXPECT_EQ(count, 1);
+}
+
+TEST(Team, WhatTheBodyThrowsComesOut) {
+  const ThreadScope scope(2);
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_THROW(Team::with([&] {
+                   parallel_for(10, [](int64_t) {});
+                   throw std::runtime_error("leave");
+                 }),
+                 std::runtime_error);
+    EXPECT_EQ(Team::current(), nullptr);
+  }
+}
+
+TEST(Team, SeveralAtOnce) {
+  std::vector<std::thread> callers;
+  std::atomic<int64_t> total{0};
+  for (int caller = 0; caller < 4; ++caller) {
+    callers.emplace_back([&] {
+      const ThreadScope scope(2);
+      Team::with([&] {
+        for (int round = 0; round < 20; ++round) parallel_for(100, [&](int64_t i) { total += i; });
+      });
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(total, 4 * 20 * 4950);
 }
 
 TEST(Buffer, ZeroFilledAlignedAndDeeplyCopied) {
