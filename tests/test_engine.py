@@ -235,6 +235,36 @@ def test_close_while_a_request_starts(endless: CausalLM) -> None:
     engine.close()
 
 
+def test_a_result_that_cannot_be_made_is_an_error_of_its_request(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError("mine")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lfm_engine.engine.output_of", fail)
+        with pytest.raises(MemoryError, match="mine"):
+            engine.submit([1], **PLAIN_GREEDY, max_new_tokens=3).result(30)
+    again = engine.submit([1], **PLAIN_GREEDY, max_new_tokens=3)
+    assert again.result(30).finish_reasons == ["length"]
+
+
+def test_a_fault_of_the_engine_reaches_all_who_wait(
+    endless: CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(endless, max_running=1)
+    running, waiting = engine.submit([1], **FOREVER), engine.submit([2], **FOREVER)
+    next(iter(running))
+    monkeypatch.setattr(engine._rows, "end", lambda *_: {}["mine"])
+    running.cancel()
+    for request in (running, waiting):
+        with pytest.raises(KeyError, match="mine"):
+            request.result(30)
+    with pytest.raises(RuntimeError, match="closed") as caught:
+        engine.submit([1])
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
 def test_wrong_arguments(engine: Engine, endless: CausalLM) -> None:
     for name in ("max_state_bytes", "max_running"):
         with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):

@@ -187,6 +187,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._closed = False
         self._cancel_all = False
+        self._failure: BaseException | None = None
         self._rows = Rows(
             model.core, model.config, return_exceptions=True, prefix_cache=model.prefix_cache
         )
@@ -270,7 +271,7 @@ class Engine:
 
         with self._changed:
             if self._closed:
-                raise RuntimeError("the engine is closed")
+                raise RuntimeError("the engine is closed") from self._failure
             self._waiting.append(_Entry(request, streamer, start))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="lfm-engine", daemon=True)
@@ -306,7 +307,20 @@ class Engine:
                 self._changed.notify_all()
 
     def _run(self) -> None:
-        """What the thread does, until there was nothing to do for a while."""
+        """What the thread does."""
+        try:
+            self._serve()
+        except BaseException as error:  # a fault of the engine's own: nobody shall wait for ever
+            with self._changed:
+                self._closed, self._failure = True, error
+                entries = [*self._waiting, *self._running.values()]
+                self._waiting.clear()
+                self._running.clear()
+            for entry in entries:
+                entry.end(None, error)
+
+    def _serve(self) -> None:
+        """Compute until there was nothing to do for a while."""
         while True:
             with self._changed:
                 busy = self._changed.wait_for(
@@ -373,9 +387,14 @@ class Engine:
                 entry = self._running.pop(number)
             if row.error is not None:
                 entry.end(None, row.error)
-            else:
+                continue
+            try:
                 sequence = np.concatenate([row.prompt, np.array(row.tokens, np.int64)])
-                entry.end(output_of([row], sequence[None, :]), None)
+                output = output_of([row], sequence[None, :])
+            except Exception as error:  # no memory for kept logits, say
+                entry.end(None, error)
+            else:
+                entry.end(output, None)
 
 
 @dataclass(eq=False)
@@ -386,7 +405,7 @@ class _Entry:
     streamer: Any
     start: Callable[[], int]
 
-    def end(self, output: GenerateOutput | None, error: Exception | None) -> None:
+    def end(self, output: GenerateOutput | None, error: BaseException | None) -> None:
         try:
             if self.streamer is not None and error is None:
                 self.streamer.end()
