@@ -152,32 +152,42 @@ def test_threads_share_a_model(base: Golden, dtype: str, num_threads: int) -> No
 
 def test_a_state_in_use_is_refused(long_model: CausalLM) -> None:
     core = long_model.core
-    state, spare = core.new_state(), core.new_state()
     ids = np.arange(4000) % 131
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(core.forward, state, ids, "last")
-        refused = 0
-        while not running.done():
-            for use in (
-                lambda: core.forward(state, ids[:1]),
-                lambda: core.forward_batch([spare, state], [ids[:1], ids[:1]]),
-                state.snapshot,
-                lambda: state.restore(spare),
-                lambda: spare.restore(state),
-            ):
-                try:
-                    use()
-                except RuntimeError as error:
-                    assert "in use by another thread" in str(error)
-                    refused += 1
-                if running.done():
+    expected = core.forward(core.new_state(), ids, "last")
+
+    def refused_uses() -> int:
+        state, spare = core.new_state(), core.new_state()
+        refused, served = 0, False
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(core.forward, state, ids, "last")
+            while not running.done() and refused < 5:
+                for use in (
+                    lambda: core.forward(state, ids[:1]),
+                    lambda: core.forward_batch([spare, state], [ids[:1], ids[:1]]),
+                    state.snapshot,
+                    lambda: state.restore(spare),
+                    lambda: spare.restore(state),
+                ):
+                    try:
+                        use()
+                    except RuntimeError as error:
+                        assert "in use by another thread" in str(error)
+                        refused += 1
+                    else:
+                        served = True  # it came before the other, or just after
+                    if running.done() or served:
+                        break
+                if served:
                     break
-            if refused >= 5:
-                break
-        found = running.result()
-    assert refused >= 5
-    assert state.length == len(ids)
-    assert np.array_equal(found, core.forward(core.new_state(), ids, "last"))
+            found = running.result()
+        if served:
+            return 0
+        assert state.length == len(ids)
+        assert np.array_equal(found, expected)
+        return refused
+
+    # On a busy machine this thread may find no core while the other computes.
+    assert any(refused_uses() >= 5 for _ in range(20))
 
 
 def test_a_streamer_may_use_the_model(model: CausalLM, base: Golden) -> None:
