@@ -120,10 +120,15 @@ def test_other_threads_run_while_the_engine_computes(long_model: CausalLM) -> No
     try:
         while count == 0:
             time.sleep(0.001)
-        before = count
-        # One single step: the lock is not taken in between.
-        long_model.core.forward(long_model.core.new_state(), ids, "last", chunk=len(ids))
-        assert count - before > 1000
+        counted = 0
+        for _ in range(20):  # on a busy machine the other thread may find no core during a step
+            before = count
+            # One single step: the lock is not taken in between.
+            long_model.core.forward(long_model.core.new_state(), ids, "last", chunk=len(ids))
+            counted = count - before
+            if counted > 1000:
+                break
+        assert counted > 1000
     finally:
         done.set()
         thread.join()
