@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before libgomp is loaded: threads that spin at barriers make tests slow where cores are busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -27,6 +28,15 @@ import numpy as np
 import golden_models
 from lfm_engine import AutoModelForCausalLM, _core
 """
+# No test depends on how long something takes: these run on busy machines.
+settings.register_profile(
+    "tests",
+    parent=settings(),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("tests")
+
 LONG_CONTEXT = 2_000_000
 CHAT_CONTEXT = 20_000
 

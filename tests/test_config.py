@@ -250,7 +250,7 @@ KEYS = sorted({*LFM2_350M, *LLAMA, "layer_types", "head_dim", "rope_parameters",
 ROPE_KEYS = ["rope_type", "type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.sampled_from([LFM2_350M, LLAMA]),
     st.dictionaries(st.sampled_from(KEYS), ANYTHING, min_size=1, max_size=2),

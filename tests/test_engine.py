@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import golden_models
@@ -57,9 +57,7 @@ REQUEST = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12)
 @given(requests=st.lists(REQUEST, min_size=1, max_size=9), running=st.sampled_from([None, 1, 2, 5]))
 def test_random_arrivals(dtype: str, requests: list[dict[str, Any]], running: int | None) -> None:
     """Any lengths, arrivals, cancellations and neighbours: the same tokens and the same logits."""
@@ -176,20 +174,34 @@ def test_streamers(engine: Engine) -> None:
 
 def test_memory_budget(endless: CausalLM) -> None:
     """Requests that would not fit wait; one that never fits is refused."""
+
+    class Counter:
+        """Called by the engine's thread alone."""
+
+        started = running = peak = 0
+
+        def put(self, ids: Any) -> None:
+            if ids.ndim == 2:  # the prompt
+                self.started += 1
+                self.running += 1
+                self.peak = max(self.peak, self.running)
+
+        def end(self) -> None:
+            self.running -= 1
+
     one = endless.state_nbytes(100)
     assert endless.state_nbytes(65) - endless.state_nbytes(64) > 0
     with Engine(endless, max_state_bytes=2 * one) as engine:
         with pytest.raises(ValueError, match=r"100064 tokens.*more than max_state_bytes"):
             engine.submit(ids(64, 1), max_new_tokens=100_000)
-        first = [engine.submit(ids(64, i), **PLAIN_GREEDY, max_new_tokens=36) for i in range(6)]
-        peak = 0
-        while not all(request.done for request in first):
-            peak = max(peak, sum(bool(r._tokens) and not r.done for r in first))
-            time.sleep(0.001)
-        assert peak <= 2
-        for i, request in enumerate(first):
+        counter = Counter()
+        options: dict[str, Any] = {**PLAIN_GREEDY, "max_new_tokens": 36, "streamer": counter}
+        requests = [engine.submit(ids(64, i), **options) for i in range(6)]
+        for i, request in enumerate(requests):
             want = endless.generate(ids(64, i), **PLAIN_GREEDY, max_new_tokens=36)
             assert np.array_equal(request.result().sequences, want)
+    assert counter.started == 6 and counter.running == 0
+    assert counter.peak <= 2
 
 
 def test_close(endless: CausalLM) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from lfm_engine.evaluate import (
 )
 from lfm_engine.evaluate import checkers as checking
 from lfm_engine.evaluate import data as reading
-from lfm_engine.evaluate.answering import Answer, Job, answer_all
+from lfm_engine.evaluate.answering import Answer, Job, _Bell, answer_all
 from lfm_engine.evaluate.intervals import wilson
 from lfm_engine.evaluate.response_log import ResponseLog
 from lfm_engine.tokenizer import Tokenizer
@@ -455,21 +457,30 @@ def test_the_command_line(tmp_path: Path, prompts: Path, capsys: Any) -> None:
 
 
 def test_each_answer_is_told_when_it_is_complete(
-    chat_model: CausalLM, chat_tokenizer: Tokenizer
+    chat_model: CausalLM, chat_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows that end early come first, and all are those of each prompt alone."""
+    six_wait = threading.Event()
+    # The engine's thread holds its first prompt until six are there, however slow this thread is.
+    monkeypatch.setattr(_Bell, "put", lambda *_: six_wait.wait(60))
     prompts = [[1, *range(5 + index, 25 + index)] for index in range(12)]
     ends = list(range(0, 300, 7))
     config = chat_model.generation_config.merged(
         max_new_tokens=30, do_sample=False, eos_token_id=ends
     )
     told: list[Answer] = []
-    jobs = [Job(prompt) for prompt in prompts]
-    answer_all(chat_model, chat_tokenizer, jobs, config, told.append, batch_size=6)
+
+    def jobs() -> Iterator[Job]:
+        for index, prompt in enumerate(prompts):
+            if index == 6:
+                six_wait.set()
+            yield Job(prompt)
+
+    answer_all(chat_model, chat_tokenizer, jobs(), config, told.append, batch_size=6)
     assert sorted(answer.index for answer in told) == list(range(12))
-    # Six run at once: whoever comes first has the fewest tokens, and the next take their places.
+    # Six run at once (the first a step ahead): who has the fewest tokens comes first.
     counts = {answer.index: answer.new_tokens for answer in told}
-    assert counts[told[0].index] == min(counts[index] for index in range(6))
+    assert counts[told[0].index] <= min(counts[index] for index in range(6)) + 1
     assert [answer.index for answer in told] != list(range(12))
     assert len({answer.new_tokens for answer in told}) > 3
     for answer in told:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from golden_models import DTYPES, PLAIN_GREEDY
@@ -31,9 +31,7 @@ def random_ids(count: int, seed: int) -> npt.NDArray[np.int64]:
 
 
 @pytest.mark.parametrize("dtype, kv_dtype", [*((d, "auto") for d in DTYPES), ("int8", "int8")])
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=8)
 @given(
     batches=st.lists(
         st.lists(st.tuples(st.integers(0, 150), st.integers(1, 40)), min_size=1, max_size=5),

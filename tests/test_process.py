@@ -43,7 +43,7 @@ def interrupt(code: str) -> tuple[list[str], float]:
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         sent = time.monotonic()
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=60)
         return output.split(), time.monotonic() - sent
     finally:
         process.kill()
@@ -79,7 +79,7 @@ def test_ctrl_c_stops_a_generation_within_a_token(long_folder: Path, threads: in
         """
     )
     assert words == ["stopped", "0", "True", "7"]
-    assert seconds < 5
+    assert seconds < 20  # all of it takes minutes
 
 
 @pytest.mark.parametrize(
@@ -92,15 +92,15 @@ def test_ctrl_c_stops_a_long_prompt(long_folder: Path, call: str) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             {str(long_folder)!r}, dtype="float32", num_threads=1)
         long = np.arange(500_000) % 131
-        print("ready", flush=True)
         try:
+            print("ready", flush=True)
             {call}
         except KeyboardInterrupt:
             print("stopped")
         """
     )
     assert words == ["stopped"]
-    assert seconds < 5
+    assert seconds < 20  # the whole prompt takes minutes
 
 
 # -- threads --

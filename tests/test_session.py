@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import golden_models
@@ -74,9 +74,7 @@ OPERATIONS = st.lists(
 
 
 @pytest.mark.parametrize("dtype, kv_dtype", PAIRS)
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12)
 @given(operations=OPERATIONS)
 def test_any_operations_are_bit_equal_to_a_prefill_from_scratch(
     load: Callable[[str, str], CausalLM],

@@ -118,7 +118,7 @@ def test_integers_that_would_be_rounded_raise(number: int, chat_tokenizer: Token
 
 
 @given(random_schemas(), st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 def test_random_schemas(
     chat_model: CausalLM, chat_tokenizer: Tokenizer, schema: Any, seed: int
 ) -> None:
