@@ -213,9 +213,10 @@ def test_held_out_examples_have_an_unseen_name() -> None:
             assert name in written or any(noun in name.lower() for noun in words.HELD_NOUNS)
 
 
-def test_prompts_are_those_of_the_template(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("held", [False, True])
+def test_prompts_are_those_of_the_template(tokenizer: Tokenizer, held: bool) -> None:
     for task in data.TASK_NAMES:
-        for example in held_out(task, 6):
+        for example in (data.draw(3, index, task=task, held=held) for index in range(12)):
             rendered = tokenizer.apply_chat_template(
                 example.messages,
                 tools=example.tools or None,
@@ -225,14 +226,29 @@ def test_prompts_are_those_of_the_template(tokenizer: Tokenizer) -> None:
             assert rendered == example.prompt()
 
 
-def test_answers_mean_what_is_expected() -> None:
-    for task in ("call", "parallel"):
-        for example in held_out(task, 100):
-            assert parse_tool_calls(example.answer, example.tools) == example.expect
-    for example in held_out("extract", 100):
+@pytest.mark.parametrize("held", [False, True])
+def test_answers_mean_what_is_expected(held: bool) -> None:
+    def drawn(task: str) -> list[Any]:
+        return [data.draw(3, index, task=task, held=held) for index in range(100)]
+
+    for example in [*drawn("call"), *drawn("parallel")]:
+        assert parse_tool_calls(example.answer, example.tools) == example.expect
+    for example in drawn("extract"):
         assert json.loads(example.answer) == example.expect
-    for example in held_out("classify", 100):
+    for example in drawn("classify"):
         assert example.expect in example.labels
+
+
+def test_training_learns_from_each_turn() -> None:
+    turns = []
+    for task in ("call", "extract"):
+        for index in range(40):
+            example = data.draw(3, index, task=task)
+            said = [text for text, assistant in example.parts() if assistant]
+            assert said[-1] == example.answer + "<|im_end|>"
+            assert len(said) == 1 + sum(m["role"] == "assistant" for m in example.messages)
+            turns.append(len(said))
+    assert max(turns) > 2
 
 
 def test_texts_survive_the_tokenizer(tokenizer: Tokenizer) -> None:

@@ -20,7 +20,7 @@ sys.path.remove(str(TOOLS))
 
 COUNT = 40
 # Of COUNT held-out answers; the card has the shares. Weights that are worse are not to be shipped.
-LEAST = {"call": 28, "parallel": 14, "no call": 38, "extract": 32, "classify": 38, "instruct": 35}
+LEAST = {"call": 30, "parallel": 22, "no call": 39, "extract": 37, "classify": 39, "instruct": 37}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_answers_to_unseen_tools_and_keys(scores: dict[str, int]) -> None:
     assert {task: min(scores[task], least) for task, least in LEAST.items()} == LEAST
 
 
-@pytest.mark.parametrize(("dtype", "lost"), [("bfloat16", 3), ("int8", 4), ("int4", 12)])
+@pytest.mark.parametrize(("dtype", "lost"), [("bfloat16", 3), ("int8", 4), ("int4", 6)])
 def test_rounding_costs_few_answers(
     scores: dict[str, int], tokenizer: Tokenizer, dtype: str, lost: int
 ) -> None:

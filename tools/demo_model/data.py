@@ -8,242 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
 from random import Random
-from typing import Any
 
 import labels
-from toolbox import (
-    Tool,
-    clause,
-    draw_keys,
-    draw_values,
-    keys,
-    made_up_tool,
-    plain_call,
-    request,
-    spoken,
-    starts_with_value,
-    with_other_keys,
-    with_other_noun,
-    written_call,
-    written_tools,
-)
+from calls import SMALL_TALK, call_task, no_call_task, parallel_task, result_task
+from example import Example, user
+from toolbox import Key, draw_keys, keys
 from values import Value, make_value, pseudo
-
-START, END = "<|tool_call_start|>", "<|tool_call_end|>"
-NO_TOOL = "None of my tools can do that."
-
-
-@dataclass(frozen=True)
-class Example:
-    """A conversation that ends before the assistant's `answer`.
-
-    Attributes:
-        expect: what the answer must mean: calls, a JSON value, a label or a text.
-        schema: JSON schema of the answer, for extractions.
-        labels: what a classification may choose from.
-    """
-
-    task: str
-    messages: list[dict[str, str]]
-    answer: str
-    expect: Any
-    tools: list[dict[str, Any]] = field(default_factory=list)
-    schema: dict[str, Any] | None = None
-    labels: list[str] = field(default_factory=list)
-
-    def prompt(self) -> str:
-        """Render as LFM2.5's chat template does, up to the assistant's answer."""
-        messages = list(self.messages)
-        system = messages.pop(0)["content"] if messages[0]["role"] == "system" else ""
-        if self.tools:
-            listed = ", ".join(json.dumps(tool, ensure_ascii=False) for tool in self.tools)
-            system += ("\n" if system else "") + f"List of tools: [{listed}]"
-        text = "<|startoftext|>"
-        if system:
-            text += f"<|im_start|>system\n{system}<|im_end|>\n"
-        for message in messages:
-            text += f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n"
-        return text + "<|im_start|>assistant\n"
-
-
-def _user(text: str, system: str = "") -> list[dict[str, str]]:
-    head = [{"role": "system", "content": system}] if system else []
-    return [*head, {"role": "user", "content": text}]
-
-
-# -- tool calls --
-
-
-def _tool(random: Random, held: bool, like: Tool | None = None) -> Tool:
-    if random.random() < 0.5:
-        return made_up_tool(random, held, like)
-    tool = random.choice(written_tools(held))
-    if held:
-        return tool
-    if random.random() < 0.6:
-        tool = with_other_noun(random, tool)
-    return with_other_keys(random, tool) if random.random() < 0.6 else tool
-
-
-def _toolbox(random: Random, held: bool, wanted: list[Tool], count: int) -> list[Tool]:
-    """Return `wanted` among others, `count` in all, with different names and nouns."""
-    box = list(wanted)
-    tries = 0
-    while len(box) < count and tries < 20:
-        tries += 1
-        other = _tool(random, held, wanted[0] if wanted else None)
-        last = {tool.name.split("_")[-1] for tool in box if not tool.noun}
-        if other.name in {tool.name for tool in box} or other.name.split("_")[-1] in last:
-            continue
-        box.append(other)
-    random.shuffle(box)
-    return box
-
-
-def _calls(
-    random: Random, held: bool, many: bool
-) -> tuple[str, list[tuple[Tool, dict[str, Value]]], list[dict[str, Any]]]:
-    """Return a request, the calls that answer it, and the schemas of the tools at hand."""
-    first = _tool(random, held)
-    chosen = [(first, draw_values(random, first))]
-    if many and len(first.keys) == 1 and random.random() < 0.6 and not first.keys[0].optional:
-        key = first.keys[0]
-        again = make_value(random, key.kind)
-        joins = key.kind in ("place", "name", "thing", "pseudo", "code", "int", "date", "email")
-        one = chosen[0][1][key.name]
-        if joins and again.said != one.said:
-            chosen.append((first, {key.name: again}))
-            joined = Value(f"{one.said} and {again.said}", one.written, one.schema)
-            text = request(random, first, {key.name: joined})
-            schemas = _schemas(
-                random, _toolbox(random, held, [first], random.choice([1, 2])), chosen
-            )
-            return text, chosen, schemas
-    if many:
-        for _ in range(9):
-            second = _tool(random, held)
-            clash = {second.name, second.name.split("_")[-1], second.noun or "-"}
-            if not clash & {first.name, first.name.split("_")[-1], first.noun or "+"}:
-                chosen.append((second, draw_values(random, second)))
-                break
-    parts = [request(random, tool, values) for tool, values in chosen]
-    text = parts[0]
-    for part in parts[1:]:
-        if text[-1] in ".?!":
-            text += f" {part}"
-        else:
-            fixed = starts_with_value(part, chosen[-1][1])
-            lowered = part if fixed else part[0].lower() + part[1:]
-            text += random.choice(
-                [f". {part}", f" and {lowered}", f". Then {lowered}", f", then {lowered}"]
-            )
-    wanted = [tool for tool, _ in chosen]
-    count = random.choice([1, 1, 2, 2, 3]) if len(wanted) == 1 else random.choice([2, 2, 2, 3])
-    return text, chosen, _schemas(random, _toolbox(random, held, wanted, count), chosen)
-
-
-def _schemas(
-    random: Random, box: list[Tool], chosen: list[tuple[Tool, dict[str, Value]]]
-) -> list[dict[str, Any]]:
-    given = {tool.name: values for tool, values in chosen}
-    return [tool.schema(random, given.get(tool.name, {})) for tool in box]
-
-
-def _call_text(chosen: list[tuple[Tool, dict[str, Value]]]) -> str:
-    return f"{START}[{', '.join(written_call(*call) for call in chosen)}]{END}"
-
-
-_SYSTEM = ["", "", "", "You are a helpful assistant.", "Use the tools."]
-
-
-def call_task(random: Random, held: bool, many: bool = False) -> Example:
-    text, chosen, schemas = _calls(random, held, many)
-    return Example(
-        "parallel calls" if len(chosen) > 1 else "call",
-        _user(text, random.choice(_SYSTEM)),
-        _call_text(chosen),
-        [plain_call(*call) for call in chosen],
-        schemas,
-    )
-
-
-def parallel_task(random: Random, held: bool) -> Example:
-    return call_task(random, held, many=True)
-
-
-def no_call_task(random: Random, held: bool) -> Example:
-    if random.random() < 0.5:
-        text, answer = random.choice(_SMALL_TALK)
-        box = _toolbox(random, held, [], random.choice([1, 2, 2]))
-    else:
-        missing = _tool(random, held)
-        text, answer = request(random, missing, draw_values(random, missing)), NO_TOOL
-        box = []
-        while not box:
-            box = [
-                tool
-                for tool in _toolbox(random, held, [], random.choice([1, 2]))
-                if tool.name.split("_")[-1] != missing.name.split("_")[-1]
-                and (tool.noun or "-") not in missing.name
-            ]
-    messages = _user(text, random.choice(_SYSTEM))
-    return Example("no call", messages, answer, answer, _schemas(random, box, []))
-
-
-def result_task(random: Random, held: bool) -> Example:
-    """The tool has answered: say so."""
-    text, chosen, schemas = _calls(random, held, random.random() < 0.15)
-    called = {tool.name for tool, _ in chosen}
-    if random.random() < 0.7:  # the other tools do not matter here
-        schemas = [tool for tool in schemas if tool.get("function", tool)["name"] in called]
-    messages = _user(text, random.choice(_SYSTEM))
-    messages.append({"role": "assistant", "content": _call_text(chosen)})
-    said = []
-    for tool, _ in chosen:
-        if random.random() < 0.25:
-            value = make_value(
-                random, random.choice(["thing", "pseudo", "int", "money", "phrase", "time"])
-            )
-            content = value.said
-            said.append(f"The result is {content}.")
-        else:
-            fields = [
-                (key.name, make_value(random, key.kind))
-                for key in draw_keys(random, random.choice([1, 2, 2]), held)
-                if key.kind not in ("list", "names", "places")
-            ] or [("status", make_value(random, "thing"))]
-            body = ", ".join(f'"{name}": {value.written}' for name, value in fields)
-            content = "{" + body + "}"
-            plain = [value.written.strip('"') for _, value in fields]
-            parts = [f"the {spoken(f[0])} is {v}" for f, v in zip(fields, plain, strict=True)]
-            sentence = " and ".join(parts) + "."
-            said.append(sentence[0].upper() + sentence[1:])
-        messages.append({"role": "tool", "content": content, "name": tool.name})
-    answer = " ".join(said)
-    return Example("tool result", messages, answer, answer, schemas)
-
-
-_SMALL_TALK = [
-    ("Hello!", "Hello! How can I help you?"),
-    ("Hi", "Hello! How can I help you?"),
-    ("Good morning", "Hello! How can I help you?"),
-    ("Hey, how are you?", "Hello! How can I help you?"),
-    ("Thank you!", "You are welcome!"),
-    ("Thanks a lot.", "You are welcome!"),
-    ("That is great, thanks", "You are welcome!"),
-    ("Bye!", "Goodbye!"),
-    ("Good night", "Goodbye!"),
-    ("See you later.", "Goodbye!"),
-    ("Who are you?", "I am a miniature of LFM2, trained from scratch as a demo of lfm-engine."),
-    ("What are you?", "I am a miniature of LFM2, trained from scratch as a demo of lfm-engine."),
-    (
-        "What is your name?",
-        "I am a miniature of LFM2, trained from scratch as a demo of lfm-engine.",
-    ),
-]
-
+from wording import clause, starts_with_value
 
 # -- extraction --
 
@@ -271,13 +44,20 @@ The team {team} has the members {members}.
 """.strip().splitlines()
 
 
+_Record = tuple[str, dict[str, Value]]
+
+
 def extract_task(random: Random, held: bool) -> Example:
     if not held and random.random() < 0.4:
-        text, fields = _written_record(random)
+        template = random.choice(_RECORDS)
+        again: Callable[[], _Record] = partial(_written_record, random, template)
+        text, fields = again()
     else:
-        text, fields = _made_up_record(random, held)
+        drawn = draw_keys(random, random.choice([2, 3, 3, 4]), held)
+        again = partial(_made_up_record, random, drawn)
+        text, fields = again()
         if random.random() < 0.3:
-            more, others = _written_record(random)
+            more, others = _written_record(random, random.choice(_RECORDS))
             if not set(others) & set(fields):
                 text = f"{more} {text}"
                 names = [name for name in others if random.random() < 0.5]
@@ -291,7 +71,6 @@ def extract_task(random: Random, held: bool) -> Example:
     if held:
         random.shuffle(names)
     properties = {name: fields[name].schema for name in names}
-    answer = "{" + ", ".join(f'"{name}": {fields[name].written}' for name in names) + "}"
     listed = json.dumps(properties, ensure_ascii=False)
     system = f"Extract JSON with these properties: {listed}"
     schema = {
@@ -300,12 +79,23 @@ def extract_task(random: Random, held: bool) -> Example:
         "required": names,
         "additionalProperties": False,
     }
+    messages = user(text, system)
+    while not held and random.random() < 0.5:  # more texts in turn, each answer is learnt from
+        text, others = again()
+        if not set(names) <= set(others):
+            break
+        messages.append({"role": "assistant", "content": _object(names, fields)})
+        messages += user(text)
+        fields = others
     expect = {name: fields[name].plain for name in names}
-    return Example("extraction", _user(text, system), answer, expect, schema=schema)
+    return Example("extraction", messages, _object(names, fields), expect, schema=schema)
 
 
-def _written_record(random: Random) -> tuple[str, dict[str, Value]]:
-    template = random.choice(_RECORDS)
+def _object(names: list[str], fields: dict[str, Value]) -> str:
+    return "{" + ", ".join(f'"{name}": {fields[name].written}' for name in names) + "}"
+
+
+def _written_record(random: Random, template: str) -> _Record:
     kinds = {key.name: key.kind for key in keys(False)}
     fields = {
         name: make_value(random, kind) for name, kind in kinds.items() if f"{{{name}}}" in template
@@ -313,10 +103,10 @@ def _written_record(random: Random) -> tuple[str, dict[str, Value]]:
     return template.format(**{name: value.said for name, value in fields.items()}), fields
 
 
-def _made_up_record(random: Random, held: bool) -> tuple[str, dict[str, Value]]:
+def _made_up_record(random: Random, drawn: list[Key]) -> _Record:
     fields = {}
     parts = []
-    for key in draw_keys(random, random.choice([2, 3, 3, 4]), held):
+    for key in drawn:
         fields[key.name] = make_value(random, key.kind)
         parts.append(clause(random, key, fields[key.name], natural=False))
     head = random.choice(
@@ -346,7 +136,7 @@ def classify_task(random: Random, held: bool) -> Example:
             f"Classify the text. Answer with one of: {', '.join(choices)}.",
         ]
     )
-    return Example(f"{what}", _user(text, system), label, label, labels=choices)
+    return Example(f"{what}", user(text, system), label, label, labels=choices)
 
 
 def _sentiment(random: Random) -> tuple[str, str, list[str]]:
@@ -458,8 +248,8 @@ def instruct_task(random: Random, held: bool) -> Example:
         )
     ask, answer = random.choice(options)
     if random.random() < 0.15:
-        ask, answer = random.choice(_SMALL_TALK)
-    return Example("instruction", _user(ask), answer, answer)
+        ask, answer = random.choice(SMALL_TALK)
+    return Example("instruction", user(ask), answer, answer)
 
 
 # -- copying and looking up --
@@ -484,7 +274,7 @@ def recall_task(random: Random, held: bool, level: float = 1.0) -> Example:
         pairs[key] = symbol()
     if random.random() < 0.35:
         text = random.choice([" ", ", "]).join(pairs.values())
-        return Example("recall", _user(f"Repeat: {text}"), text, text)
+        return Example("recall", user(f"Repeat: {text}"), text, text)
     asked = list(pairs)
     random.shuffle(asked)
     asked = asked[: random.randint(1, count)]
@@ -496,19 +286,19 @@ def recall_task(random: Random, held: bool, level: float = 1.0) -> Example:
         answer = ", ".join(pairs[key] for key in asked)
         equals = ""
     ask = "Look up with keys" if equals else "Look up"
-    return Example("recall", _user(f"{said}\n{ask}: {', '.join(asked)}"), answer, answer)
+    return Example("recall", user(f"{said}\n{ask}: {', '.join(asked)}"), answer, answer)
 
 
 # -- mixtures --
 
 _TASKS: dict[str, tuple[Callable[..., Example], float]] = {
-    "call": (call_task, 0.27),
-    "parallel": (parallel_task, 0.09),
-    "no call": (no_call_task, 0.08),
+    "call": (call_task, 0.26),
+    "parallel": (parallel_task, 0.14),
+    "no call": (no_call_task, 0.07),
     "result": (result_task, 0.05),
-    "extract": (extract_task, 0.24),
-    "classify": (classify_task, 0.14),
-    "instruct": (instruct_task, 0.11),
+    "extract": (extract_task, 0.20),
+    "classify": (classify_task, 0.13),
+    "instruct": (instruct_task, 0.12),
     "recall": (recall_task, 0.08),
 }
 TASK_NAMES = tuple(_TASKS)

@@ -1,4 +1,4 @@
-"""Tools: those written by hand, and endless made-up ones; requests that call them."""
+"""Tools: those written by hand, and endless made-up ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 from random import Random
 from typing import Any
 
-from values import ANY_KIND, Value, make_value, pseudo
+from values import Value, any_kind, make_value, pseudo
 from words import HELD_KEYS, HELD_NOUNS, HELD_TOOLS, KEYS, NOUNS, TOOLS, VERBS
 
 _AFFIXES = 2, 5  # letters that each of two words gives to a blend
@@ -110,11 +110,11 @@ def draw_keys(random: Random, count: int, held: bool) -> list[Key]:
     while len(found) < count:
         if held and (not found or random.random() < 0.6):
             key = random.choice(keys(True))
-        elif not held and random.random() < 0.5:
+        elif not held and random.random() < 0.65:
             name = coined(random)
             if random.random() < 0.2:
                 name += "_" + coined(random)
-            key = Key(name, random.choice(ANY_KIND))
+            key = Key(name, any_kind(random))
         else:
             key = random.choice(keys(False))
         if all(other.name != key.name for other in found):
@@ -177,7 +177,7 @@ def made_up_tool(random: Random, held: bool, like: Tool | None = None) -> Tool:
         elif held:
             noun = random.choice(HELD_NOUNS)
         else:
-            noun = random.choice(NOUNS) if random.random() < 0.4 else coined(random)
+            noun = random.choice(NOUNS) if random.random() < 0.3 else coined(random)
         if like is not None and not same and noun == like.noun:
             continue
         break
@@ -194,18 +194,6 @@ def made_up_tool(random: Random, held: bool, like: Tool | None = None) -> Tool:
     return Tool(name, description, tuple(drawn), (), verbs, noun)
 
 
-def clause(random: Random, key: Key, value: Value, natural: bool) -> str:
-    """Say a value so that its key can be told: by a usual cue, or by the key's name."""
-    if natural and key.cues and random.random() < 0.6:
-        return f"{random.choice(key.cues)} {value.said}"
-    name = spoken(key.name) if random.random() < 0.7 else key.name
-    forms = [
-        "{k} {v}", "with {k} {v}", "{k}: {v}", "{k} = {v}", "the {k} is {v}", "with the {k} {v}",
-        "{v} as {k}", "{k} {v}", "use {k} {v}",
-    ]  # fmt: skip
-    return random.choice(forms).format(k=name, v=value.said)
-
-
 def draw_values(random: Random, tool: Tool) -> dict[str, Value]:
     """Draw the arguments; optional ones are left out half of the time."""
     return {
@@ -213,59 +201,6 @@ def draw_values(random: Random, tool: Tool) -> dict[str, Value]:
         for key in tool.keys
         if not key.optional or random.random() < 0.5
     }
-
-
-_FRAMES = [
-    "{Verb} the {noun}", "{Verb} a {noun}", "Please {verb} the {noun}", "Can you {verb} a {noun}",
-    "I want to {verb} the {noun}", "{Verb} my {noun}", "I need you to {verb} a {noun}",
-    "{Verb} {noun}",
-]  # fmt: skip
-
-
-def request(random: Random, tool: Tool, values: dict[str, Value]) -> str:
-    """Ask for the tool in words."""
-    if tool.requests:
-        text = random.choice(tool.requests)
-
-        def optional(match: re.Match[str]) -> str:
-            inner = match[1]
-            names = re.findall(r"\{(\w+)\}", inner)
-            return inner if all(name in values for name in names) else ""
-
-        text = re.sub(r"\[([^]]*)\]", optional, text)
-        text = text.format(**{name: value.said for name, value in values.items()})
-    else:
-        verb = random.choice(tool.verbs) if random.random() < 0.4 else _verb_of(tool)
-        frame = random.choice(_FRAMES)
-        if tool.noun[0] in "aeiou":
-            frame = frame.replace(" a {noun}", " an {noun}")
-        text = frame.format(verb=verb, Verb=verb.title(), noun=tool.noun)
-        kinds = [key.kind for key in tool.keys]
-        named = [key for key in tool.keys if key.name in values]
-        if random.random() < 0.3:
-            random.shuffle(named)
-        for index, key in enumerate(named):
-            part = clause(random, key, values[key.name], kinds.count(key.kind) == 1)
-            text += (" " if index == 0 else random.choice([" ", ", ", " and "])) + part
-    style = random.random()
-    if starts_with_value(text, values):
-        pass  # its letters are to be copied as they are
-    elif style < 0.1:
-        text = text[0].lower() + text[1:]
-    elif style < 0.2:
-        opening = random.choice(["Hi,", "Hello.", "Hey,", "Okay,", "Now"])
-        text = f"{opening} {text[0].lower()}{text[1:]}"
-    if text[-1] not in "?.!" and random.random() < 0.3:
-        text += "."
-    return text
-
-
-def starts_with_value(text: str, values: dict[str, Value]) -> bool:
-    return any(text.startswith(value.said) for value in values.values())
-
-
-def _verb_of(tool: Tool) -> str:
-    return next((verb for verb in tool.verbs if verb in tool.name), tool.verbs[0])
 
 
 def written_call(tool: Tool, values: dict[str, Value]) -> str:

@@ -27,7 +27,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 import tokens
-from data import TASK_NAMES, Example, draw
+from data import TASK_NAMES, draw
+from example import Example
 from export import export
 from model import Config, Model
 from muon import Muon
@@ -37,6 +38,7 @@ LENGTH = 512  # tokens of a row
 PROMPT_WEIGHT = (
     0.1  # of the loss on a prompt's token, falling with the rate; an answer's is 1 or more
 )
+Encoded = tuple[list[int], list[tuple[int, int]]]  # tokens; begin and end of each answer
 
 
 @dataclass(frozen=True)
@@ -54,20 +56,25 @@ class Encoder:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.vocab_size = tokens.padded_size(self.tokenizer.get_vocab())
 
-    def encode(self, example: Example) -> tuple[list[int], int]:
-        """Return the tokens of the whole conversation, and how many are the prompt's."""
-        prompt = self.tokenizer.encode(example.prompt(), add_special_tokens=False).ids
-        answer = self.tokenizer.encode(example.answer, add_special_tokens=False).ids
-        return [*prompt, *answer, tokens.EOS], len(prompt)
+    def encode(self, example: Example) -> Encoded:
+        """Return the tokens of the whole conversation, and where the answers begin and end."""
+        ids: list[int] = []
+        answers = []
+        for text, said in example.parts():
+            begin = len(ids)
+            ids += self.tokenizer.encode(text, add_special_tokens=False).ids
+            if said:
+                answers.append((begin, len(ids)))
+        return ids, answers
 
-    def batch(self, encoded: list[tuple[list[int], int]], rows: int, prompt_weight: float) -> Batch:
+    def batch(self, encoded: list[Encoded], rows: int, prompt_weight: float) -> Batch:
         """Pack into rows, longest first; what finds no room is left out."""
         ids = torch.zeros(rows, LENGTH, dtype=torch.long)
         documents = torch.zeros_like(ids)
         targets = torch.zeros_like(ids)
         weights = torch.zeros(rows, LENGTH)
         used = [0] * rows
-        for number, (text, prompt) in enumerate(sorted(encoded, key=lambda e: -len(e[0])), 1):
+        for number, (text, answers) in enumerate(sorted(encoded, key=lambda e: -len(e[0])), 1):
             row = next((r for r in range(rows) if used[r] + len(text) <= LENGTH), None)
             if row is None:
                 continue
@@ -76,22 +83,23 @@ class Encoder:
             ids[row, begin:end] = torch.tensor(text)
             documents[row, begin:end] = number
             targets[row, begin : end - 1] = torch.tensor(text[1:])
-            weights[row, begin : begin + prompt - 1] = prompt_weight
-            answer = len(text) - prompt
-            weights[row, begin + prompt - 1 : end - 1] = max(1.0, SHORT_ANSWER / answer)
+            weights[row, begin : end - 1] = prompt_weight
+            for a, b in answers:
+                weight = max(1.0, SHORT_ANSWER / (b - a))
+                weights[row, begin + a - 1 : begin + b - 1] = weight
         return Batch(ids, documents, targets, weights)
 
     def training_batch(
         self, seed: int, step: int, part: int, rows: int, level: float, prompt_weight: float
     ) -> Batch:
         """Draw enough examples for the rows; those longer than a row are passed over."""
-        encoded: list[tuple[list[int], int]] = []
+        encoded: list[Encoded] = []
         room, index = rows * LENGTH, part << 10
         while room > 0:
-            text, prompt = self.encode(draw(seed, (step << 12) + index, level=level))
+            text, answers = self.encode(draw(seed, (step << 12) + index, level=level))
             index += 1
             if len(text) <= LENGTH:
-                encoded.append((text, prompt))
+                encoded.append((text, answers))
                 room -= len(text)
         return self.batch(encoded, rows, prompt_weight)
 
@@ -198,7 +206,8 @@ class Trainer:
                 with torch.autocast(self.device.type, torch.bfloat16):
                     hidden = self.model(ids.to(self.device), mask, rope)
                     best = self.model.logits(hidden).argmax(-1).cpu()
-                for row, (text, prompt) in enumerate(encoded):
+                for row, (text, answers) in enumerate(encoded):
+                    prompt = answers[-1][0]
                     wanted = torch.tensor(text[prompt:])
                     right = torch.equal(best[row, prompt - 1 : len(text) - 1], wanted)
                     found[examples[row].task] += int(right)
@@ -229,17 +238,17 @@ class Trainer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--steps", type=int, default=13_000)
+    parser.add_argument("--steps", type=int, default=15_500)
     parser.add_argument("--rows", type=int, default=8, help=f"of {LENGTH} tokens, each step")
     parser.add_argument("--lr", type=float, default=0.02, help="of the matrices (Muon)")
     parser.add_argument("--adam-lr", type=float, default=0.004, help="of all else (AdamW)")
     parser.add_argument("--weight-decay", type=float, default=0.02)
     parser.add_argument("--warmup", type=int, default=60)
-    parser.add_argument("--decay", type=float, default=0.58, help="part of the steps")
+    parser.add_argument("--decay", type=float, default=0.62, help="part of the steps")
     parser.add_argument("--curriculum", type=int, default=400, help="steps until all symbols")
-    parser.add_argument("--layers", default="ccacacac")
+    parser.add_argument("--layers", default="ccacacacac")
     parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--ffn", type=int, default=384)
+    parser.add_argument("--ffn", type=int, default=256)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     parser.add_argument("--stop-at", type=int, help="stop there, to be resumed")

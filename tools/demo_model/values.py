@@ -147,11 +147,19 @@ _STRINGS = {
     "expression": _expression,
 }
 _LISTS = {"list": _thing, "names": _name, "places": _place}
-# What an unseen key may hold.
-ANY_KIND = (
+# What a coined key may hold.
+_ANY_KIND = (
     "name place thing thing phrase code date time email pseudo pseudo pseudo int int int money "
-    "bool list title address"
+    "bool list names places title address phone choice choice"
 ).split()
+
+
+def any_kind(random: Random) -> str:
+    kind = random.choice(_ANY_KIND)
+    if kind != "choice":
+        return kind
+    words = [_thing(random) for _ in range(random.randint(2, 4))]
+    return "/".join(dict.fromkeys(words)) if len(set(words)) > 1 else "thing"
 
 
 def make_value(random: Random, kind: str) -> Value:
