@@ -43,7 +43,7 @@ def interrupt(code: str) -> tuple[list[str], float]:
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         sent = time.monotonic()
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=30)
         return output.split(), time.monotonic() - sent
     finally:
         process.kill()
@@ -79,7 +79,7 @@ def test_ctrl_c_stops_a_generation_within_a_token(long_folder: Path, threads: in
         """
     )
     assert words == ["stopped", "0", "True", "7"]
-    assert seconds < 20  # all of it takes minutes
+    assert seconds < 5
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_ctrl_c_stops_a_long_prompt(long_folder: Path, call: str) -> None:
         """
     )
     assert words == ["stopped"]
-    assert seconds < 20  # the whole prompt takes minutes
+    assert seconds < 5
 
 
 # -- threads --
@@ -165,7 +165,7 @@ def test_a_state_in_use_is_refused(long_model: CausalLM) -> None:
         refused, served = 0, False
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(core.forward, state, ids, "last")
-            while not running.done() and refused < 5:
+            while not (running.done() or served) and refused < 5:
                 for use in (
                     lambda: core.forward(state, ids[:1]),
                     lambda: core.forward_batch([spare, state], [ids[:1], ids[:1]]),
@@ -182,8 +182,6 @@ def test_a_state_in_use_is_refused(long_model: CausalLM) -> None:
                         served = True  # it came before the other, or just after
                     if running.done() or served:
                         break
-                if served:
-                    break
             found = running.result()
         if served:
             return 0
