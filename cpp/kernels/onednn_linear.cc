@@ -15,7 +15,7 @@ using dnnl::memory;
 using tag = memory::format_tag;
 constexpr auto kF32 = memory::data_type::f32;
 constexpr int64_t kTypicalRows = 256;  // the layout is the same for any number of rows
-constexpr int64_t kFewRows = 4;        // up to here our own kernels read the weights faster
+constexpr int64_t kFewRows = 64;       // up to here our own kernels are faster: they read weights while they compute
 constexpr size_t kMaxProducts = 16;    // primitives kept per layer; a new one takes well under a millisecond
 
 memory::data_type onednn_type(ComputeType type) { return type == ComputeType::bf16 ? memory::data_type::bf16 : kF32; }
@@ -125,9 +125,10 @@ std::vector<std::byte> OneDnnLinear::probe_inputs(int64_t rows) const {
   return bytes;
 }
 
-// brgemm at one row reads weights at about two thirds of the memory bandwidth; our kernels on the same layout reach all
-// of it. They are used only where they give oneDNN's bits, or a token would depend on its batch. oneDNN cuts k into
-// chunks whose length it does not tell: try the likely ones on the real weights.
+// brgemm at one row reads weights at about two thirds of the memory bandwidth, and up to kFewRows rows it waits for
+// them; our kernels on the same layout reach all of it and fetch ahead. They are used only where they give oneDNN's
+// bits, or a token would depend on its batch. oneDNN cuts k into chunks whose length it does not tell: try the likely
+// ones on the real weights.
 int64_t OneDnnLinear::find_k_chunk() const {
   const int64_t k = in_features(), n = out_features(), pair = type_ == ComputeType::bf16 ? 2 : 1;
   const bool kernel = type_ == ComputeType::bf16 ? kernels_.blocked_bf16 != nullptr : kernels_.blocked_f32 != nullptr;
@@ -244,8 +245,9 @@ void OneDnnLinear::multiply_block(const void* x, int64_t rows, int64_t k_chunk, 
 }
 
 void OneDnnLinear::multiply_blocked(const void* x, int64_t rows, int64_t k_chunk, float* y, bool accumulate) const {
-  parallel_for((out_features() + kBlock - 1) / kBlock,
-               [&](int64_t b) { multiply_block(x, rows, k_chunk, b, y, accumulate); });
+  parallel_ranges_balanced((out_features() + kBlock - 1) / kBlock, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) multiply_block(x, rows, k_chunk, b, y, accumulate);
+  });
 }
 
 void OneDnnLinear::multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y) const {

@@ -242,7 +242,7 @@ void check_blocked(Kernel kernel, int64_t pair, Rng& rng) {
     for (T& w : panel) convert(w, rng.normal() / std::sqrt(static_cast<float>(k)));
     for (const int64_t features : {1, 15, 16, 33, 63, 64, 100}) {  // more than 64: the block is not the last
       const int64_t valid = std::min<int64_t>(64, features), ldx = k + 2, ldy = valid + 3;
-      for (const int64_t rows : {1, 2, 3, 4, 5, 9}) {
+      for (const int64_t rows : {1, 2, 3, 4, 5, 6, 7, 9, 13}) {
         std::vector<T> x(static_cast<size_t>((rows - 1) * ldx + k));
         for (T& v : x) convert(v, rng.normal());
         for (const bool accumulate : {false, true}) {

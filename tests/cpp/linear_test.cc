@@ -135,7 +135,7 @@ TEST_P(LinearTest, ARowHasTheSameBitsInAnyBatchAndOnAnyThreads) {
     for (const ComputeType type : kTypes) {
       const auto linear = make(parts, type);
       std::vector<float> want;
-      for (const int64_t rows : {200, 1, 2, 3, 4, 5, 8, 17, 64}) {
+      for (const int64_t rows : {200, 1, 2, 3, 4, 5, 8, 17, 64, 65}) {
         for (const int threads : {1, 2, 3}) {
           const ThreadScope scope(threads);
           const std::vector<float> y = apply(*linear, x, rows);

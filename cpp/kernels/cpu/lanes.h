@@ -16,4 +16,18 @@ inline void store_n(Vec v, float* p, int64_t n) {
   }
 }
 
+inline constexpr int64_t kLine = 64;  // bytes of a cache line
+
 inline void prefetch_write(const void* p) { __builtin_prefetch(p, 1); }
+
+// Lines to ask for while others are computed with: `step` bytes at each turn. kLocality as of __builtin_prefetch: 2 is
+// into the L2 cache.
+struct Ahead {
+  const char* next;
+  int64_t step;
+
+  template <int kLocality>
+  void turn() {
+    for (const char* end = next + step; next < end; next += kLine) __builtin_prefetch(next, 0, kLocality);
+  }
+};

@@ -28,7 +28,7 @@ struct Q8Format {
   static constexpr int64_t kBytes = kPanel * kGroup;
   static constexpr bool kMins = false;
   static constexpr int64_t kQuadsPerLoad = 1;
-  static constexpr int64_t kAhead = 0;
+  static constexpr int64_t kAhead = 0, kFetchFrom = 3 / kPanelVecs;
   static void load(const uint8_t* p, ByteVec (&quads)[1]) { quads[0] = ByteVec::load(p); }
   static IntVec start(const int32_t* sum) { return kDotIncludesOffset ? IntVec::set(*sum) : IntVec::set(0); }
   static IntVec dot(IntVec acc, ByteVec w, int32_t quad) { return dot4_q8(acc, w, quad); }
@@ -39,8 +39,9 @@ struct Q4Format {
   static constexpr int64_t kBytes = kPanel * kGroup / 2;
   static constexpr bool kMins = Mins;
   static constexpr int64_t kQuadsPerLoad = 2;
-  // Bytes by which single rows prefetch: so much work for each byte leaves too few loads in flight by themselves.
-  static constexpr int64_t kAhead = 4544;
+  // So much work for each byte leaves too few loads in flight by themselves: a single row prefetches so many bytes
+  // ahead, and from so many rows on the next panels are fetched.
+  static constexpr int64_t kAhead = 4544, kFetchFrom = 2;
   static void load(const uint8_t* p, ByteVec (&quads)[2]) {
     const ByteVec both = ByteVec::load(p);
     quads[0] = both.low_halves(), quads[1] = both.high_halves();
@@ -53,7 +54,7 @@ struct Q4Format {
 // registers.
 template <class Format, int R, int P>
 inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const QuantPanels& w, int64_t panel,
-                       int64_t features, float* y, int64_t ldy, bool accumulate) noexcept {
+                       int64_t features, float* y, int64_t ldy, bool accumulate, Ahead ahead) noexcept {
   constexpr int kBases = (R + 2) / 3;
   constexpr int64_t kQuads = Format::kQuadsPerLoad;
   const int64_t ld = groups * kGroup;
@@ -82,7 +83,6 @@ inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const Quant
       for (int p = 0; p < P; ++p)
         for (int i = 0; i < kPanelVecs; ++i) {
           const uint8_t* at = values + p * groups * Format::kBytes + (j / kQuads * kPanel + i * Vec::kWidth) * 4;
-          if constexpr (R * P == 1 && Format::kAhead > 0) __builtin_prefetch(at + Format::kAhead);
           Format::load(at, quads[p][i]);
         }
 #pragma GCC unroll 2
@@ -110,6 +110,7 @@ inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const Quant
           }
         }
       }
+    ahead.turn<(R * P > 1 ? 2 : 3)>();
     for (const int8_t*& b : base) b += kGroup;
     x_scales += x.stride, sums += x.stride, values += Format::kBytes, scales += kPanel;
   }
@@ -119,32 +120,39 @@ inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const Quant
     }
 }
 
-// The rows [row, end), a multiple of R, times all panels.
+// `rows` rows, at most R of them, in one tile.
 template <class Format, int R, int P>
-inline void quant_rows(const Q8Rows& x, int64_t row, int64_t end, int64_t groups, const QuantPanels& w, int64_t first,
+inline void quant_tile_of(int64_t rows, const Q8Rows& x, int64_t row, int64_t groups, const QuantPanels& w,
+                          int64_t panel, int64_t features, float* y, int64_t ldy, bool accumulate,
+                          Ahead ahead) noexcept {
+  if constexpr (R > 1) {
+    if (rows < R) {
+      return quant_tile_of<Format, R - 1, P>(rows, x, row, groups, w, panel, features, y, ldy, accumulate, ahead);
+    }
+  }
+  quant_tile<Format, R, P>(x, row, groups, w, panel, features, y, ldy, accumulate, ahead);
+}
+
+// All rows times P panels at a time, from the panel `first` on. While its tiles compute, they fetch the next P panels
+// into the L2 cache, each its share: else memory would wait for the arithmetic and the arithmetic for memory.
+template <class Format, int R, int P>
+inline void quant_rows(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& w, int64_t first,
                        int64_t features, float* y, int64_t ldy, bool accumulate) noexcept {
+  constexpr int64_t kBytes = P * Format::kBytes;
+  const int64_t tiles = (rows + R - 1) / R, share = (kBytes / kLine + tiles - 1) / tiles * kLine;
+  const int64_t distance = rows == 1 ? Format::kAhead : rows < Format::kFetchFrom ? 0 : groups * kBytes;
   int64_t n = first * kPanel;
   for (; n + (P - 1) * kPanel < features; n += P * kPanel) {
-    for (int64_t r = row; r < end; r += R) {
-      quant_tile<Format, R, P>(x, r, groups, w, n / kPanel, features - n, y + r * ldy + n, ldy, accumulate);
+    const uint8_t* values = w.values + n / kPanel * groups * Format::kBytes;
+    Ahead ahead = {reinterpret_cast<const char*>(values) + distance, distance > 0 ? share : 0};
+    for (int64_t r = 0; r < rows; r += R, ahead.next += groups * share) {
+      quant_tile_of<Format, R, P>(rows - r, x, r, groups, w, n / kPanel, features - n, y + r * ldy + n, ldy, accumulate,
+                                  ahead);
     }
   }
   if constexpr (P > 1) {
     if (n < features) {
-      quant_rows<Format, R, P - 1>(x, row, end, groups, w, n / kPanel, features, y, ldy, accumulate);
-    }
-  }
-}
-
-// The rows that are left, fewer than R, in one tile.
-template <class Format, int R, int P>
-inline void quant_rest(const Q8Rows& x, int64_t row, int64_t end, int64_t groups, const QuantPanels& w,
-                       int64_t features, float* y, int64_t ldy, bool accumulate) noexcept {
-  if constexpr (R > 1) {
-    if (end - row == R - 1) {
-      quant_rows<Format, R - 1, P>(x, row, end, groups, w, 0, features, y, ldy, accumulate);
-    } else {
-      quant_rest<Format, R - 1, P>(x, row, end, groups, w, features, y, ldy, accumulate);
+      quant_rows<Format, R, P - 1>(x, rows, groups, w, n / kPanel, features, y, ldy, accumulate);
     }
   }
 }
@@ -154,14 +162,9 @@ void gemm_quant(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels
                 int64_t ldy, bool accumulate) noexcept {
   // As many sums, integer and fp32, as registers allow, and few loads for each: Zen 4 has one 64-byte load a cycle.
   constexpr int kRows = Vec::kWidth == 16 ? 4 : 2, kPanels = Vec::kWidth == 16 ? 3 : 1;
-  const int64_t whole = rows / kRows * kRows;
-  if (whole > 0) quant_rows<Format, kRows, kPanels>(x, 0, whole, groups, panels, 0, features, y, ldy, accumulate);
-  if (whole > 0) {
-    quant_rest<Format, kRows, kPanels>(x, whole, rows, groups, panels, features, y, ldy, accumulate);
-  } else {
-    // Panel by panel where memory is the limit: one sequential stream is what the prefetchers follow best.
-    quant_rest<Format, kRows, 1>(x, 0, rows, groups, panels, features, y, ldy, accumulate);
-  }
+  // Few rows panel by panel, where memory is the limit: one sequential stream is what the prefetchers follow best.
+  const auto product = rows < kRows ? quant_rows<Format, kRows - 1, 1> : quant_rows<Format, kRows, kPanels>;
+  product(x, rows, groups, panels, 0, features, y, ldy, accumulate);
 }
 
 void gemm_q4(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& panels, int64_t features, float* y,
