@@ -55,6 +55,7 @@ struct Q4Format {
 template <class Format, int R, int P>
 inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const QuantPanels& w, int64_t panel,
                        int64_t features, float* y, int64_t ldy, bool accumulate, Ahead ahead) noexcept {
+  constexpr bool kStreams = R * P == 1 && Format::kAhead > 0;  // one row, or what is left of several
   constexpr int kBases = (R + 2) / 3;
   constexpr int64_t kQuads = Format::kQuadsPerLoad;
   const int64_t ld = groups * kGroup;
@@ -83,6 +84,7 @@ inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const Quant
       for (int p = 0; p < P; ++p)
         for (int i = 0; i < kPanelVecs; ++i) {
           const uint8_t* at = values + p * groups * Format::kBytes + (j / kQuads * kPanel + i * Vec::kWidth) * 4;
+          if constexpr (kStreams) __builtin_prefetch(at + Format::kAhead);
           Format::load(at, quads[p][i]);
         }
 #pragma GCC unroll 2
@@ -110,7 +112,7 @@ inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const Quant
           }
         }
       }
-    ahead.turn<(R * P > 1 ? 2 : 3)>();
+    if constexpr (!kStreams) ahead.turn<2>();
     for (const int8_t*& b : base) b += kGroup;
     x_scales += x.stride, sums += x.stride, values += Format::kBytes, scales += kPanel;
   }
@@ -138,16 +140,20 @@ inline void quant_tile_of(int64_t rows, const Q8Rows& x, int64_t row, int64_t gr
 template <class Format, int R, int P>
 inline void quant_rows(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& w, int64_t first,
                        int64_t features, float* y, int64_t ldy, bool accumulate) noexcept {
-  constexpr int64_t kBytes = P * Format::kBytes;
-  const int64_t tiles = (rows + R - 1) / R, share = (kBytes / kLine + tiles - 1) / tiles * kLine;
-  const int64_t distance = rows == 1 ? Format::kAhead : rows < Format::kFetchFrom ? 0 : groups * kBytes;
+  constexpr int64_t kBytes = P * Format::kBytes, kScaleBytes = P * kPanel * sizeof(uint16_t);  // of a group
+  const int64_t tiles = (rows + R - 1) / R;
+  const auto share = [&](int64_t bytes) { return (bytes / kLine + tiles - 1) / tiles * kLine; };
+  const bool fetch = rows >= std::max<int64_t>(2, Format::kFetchFrom);
+  const int64_t of_group = fetch ? share(kBytes) : 0, scales_of_tile = fetch ? share(groups * kScaleBytes) : 0;
   int64_t n = first * kPanel;
   for (; n + (P - 1) * kPanel < features; n += P * kPanel) {
-    const uint8_t* values = w.values + n / kPanel * groups * Format::kBytes;
-    Ahead ahead = {reinterpret_cast<const char*>(values) + distance, distance > 0 ? share : 0};
-    for (int64_t r = 0; r < rows; r += R, ahead.next += groups * share) {
+    const int64_t next = (n / kPanel + P) * groups;
+    Ahead values = {reinterpret_cast<const char*>(w.values + next * Format::kBytes), of_group};
+    Ahead scales = {reinterpret_cast<const char*>(w.scales + next * kPanel), scales_of_tile};
+    for (int64_t r = 0; r < rows; r += R, values.next += groups * of_group) {
+      scales.turn<2>();
       quant_tile_of<Format, R, P>(rows - r, x, r, groups, w, n / kPanel, features - n, y + r * ldy + n, ldy, accumulate,
-                                  ahead);
+                                  values);
     }
   }
   if constexpr (P > 1) {
