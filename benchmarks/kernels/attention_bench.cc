@@ -41,7 +41,7 @@ void fill(SequenceState& state, const Kernels& kernels, int64_t tokens) {
       }
     }
   }
-  for (int64_t i = 1; i < state.num_pages(); ++i) std::memcpy(state.page(i), state.page(0), layout.page_bytes);
+  for (int64_t i = 1; i < state.num_pages(); ++i) state.shared_page(i)->copy_from(*state.shared_page(0));
   state.advance(std::vector<int32_t>(static_cast<size_t>(tokens)));
 }
 

@@ -15,16 +15,19 @@
 
 namespace lfm {
 
+// Whether large buffers get huge pages at the first touch, which takes 2 MiB at a time, or when use_huge_pages() says.
+enum class HugePages : uint8_t { at_once, later };
+
 template <class T>
 class Buffer {
   static_assert(std::is_trivially_copyable_v<T>);
 
  public:
   Buffer() = default;
-  explicit Buffer(size_t count) : size_(count) {
+  explicit Buffer(size_t count, HugePages huge = HugePages::at_once) : size_(count) {
     if (count == 0) return;
     if (count > (std::numeric_limits<size_t>::max() - 2 * kHuge) / sizeof(T)) throw std::bad_alloc();
-    data_ = static_cast<T*>(is_large() ? map_large(bytes()) : allocate_small(bytes()));
+    data_ = static_cast<T*>(is_large() ? map_large(bytes(), huge) : allocate_small(bytes()));
   }
   Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
   Buffer& operator=(Buffer&& other) noexcept {
@@ -57,6 +60,12 @@ class Buffer {
     return data_;
   }
 
+  // Moves what is there to huge pages, where the system has them (Linux 6.1): about 0.2 ms per MB, once.
+  void use_huge_pages() {
+    constexpr int kCollapse = 25;  // MADV_COLLAPSE, which older headers do not have
+    if (is_large()) madvise(data_, bytes(), kCollapse);
+  }
+
  private:
   static constexpr size_t kHuge = size_t{2} << 20, kLarge = kHuge / 2;
   bool is_large() const { return bytes() >= kLarge; }
@@ -70,7 +79,7 @@ class Buffer {
 
   // Straight from the system, on a 2 MiB border: huge pages keep the TLB out of the way when weights are streamed, and
   // what is freed leaves the process at once, where malloc would keep it.
-  static void* map_large(size_t bytes) {
+  static void* map_large(size_t bytes, HugePages huge) {
     const size_t reserved = bytes + kHuge;
     void* map = mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (map == MAP_FAILED) throw std::bad_alloc();
@@ -79,7 +88,7 @@ class Buffer {
     if (begin > start) munmap(map, begin - start);
     if (start + reserved > end) munmap(reinterpret_cast<void*>(end), start + reserved - end);
     void* data = reinterpret_cast<void*>(begin);
-    madvise(data, bytes, MADV_HUGEPAGE);
+    if (huge == HugePages::at_once) madvise(data, bytes, MADV_HUGEPAGE);
     return data;
   }
 

@@ -35,14 +35,13 @@ int64_t common_prefix(PyState& s, const py::array& ids) {
   return s.state.common_prefix(tokens);
 }
 
-std::vector<py::array_t<uint8_t>> state_pages(PyState& s) {
+py::array_t<uint8_t> page_bytes(PyState& s, int64_t index) {
   const Exclusive guard(s.busy, "the state");
-  std::vector<py::array_t<uint8_t>> pages;
-  for (int64_t i = 0; i * kPage < s.state.length(); ++i) {
-    const std::shared_ptr<const KvPage> page = s.state.shared_page(i);
-    pages.push_back(bytes_in_place({page->kv.data(), page->kv.size()}, page));
-  }
-  return pages;
+  const int64_t pages = (s.state.length() + kPage - 1) / kPage;
+  check(index >= 0 && index < pages, "page must be between 0 and ", pages - 1, ", not ", index);
+  py::array_t<uint8_t> bytes(static_cast<py::ssize_t>(s.state.layout().page_bytes));
+  s.state.shared_page(index)->read(reinterpret_cast<std::byte*>(bytes.mutable_data()));
+  return bytes;
 }
 
 void append_page(PyState& s, const py::array& tokens, const py::array_t<uint8_t>& kv) {
@@ -73,9 +72,9 @@ py::array page_part(PyState& s, int64_t layer, int64_t page, Part part) {
   const std::shared_ptr<const KvPage> owner = s.state.shared_page(page);
   const bool is_key = part == Part::keys || part == Part::key_scales;
   const std::byte* data =
-      owner->kv.data() + (is_key ? layout.k_offset(attention_layer, 0) : layout.v_offset(attention_layer, 0));
+      owner->kv() + (is_key ? layout.k_offset(attention_layer, 0) : layout.v_offset(attention_layer, 0));
   const int64_t head_dim = layout.head_dim, pair = kv_pair(layout.kv_type);
-  const auto head_bytes = static_cast<int64_t>(layout.k_bytes + layout.v_bytes);
+  const auto head_bytes = static_cast<int64_t>(2 * layout.chunk_stride());
   if (part == Part::key_scales || part == Part::value_scales) {
     check(layout.kv_type == KvType::int8, "only int8 K and V have scales, not ", kv_type_name(layout.kv_type));
     data += is_key ? k_elements(head_dim) : v_elements(head_dim);
@@ -133,10 +132,10 @@ void bind_state(py::module_& m) {
            "the last few tokens before them once more, to rebuild the conv state.")
       .def("common_prefix", &common_prefix, py::arg("input_ids"),
            "How many of input_ids [n] are the tokens that this state begins with.")
-      .def("pages", &state_pages,
-           "K and V of 64 tokens each, uint8 [page bytes] in the engine's layout, read-only and without a copy.")
+      .def("page", &page_bytes, py::arg("index"),
+           "A copy of K and V of the 64 tokens from 64 * index on, uint8 [page bytes], in the engine's layout.")
       .def("append_page", &append_page, py::arg("tokens"), py::arg("kv"),
-           "Appends at most 64 tokens with their K and V as `pages` gave them, after pages that are full.")
+           "Appends at most 64 tokens with their K and V as `page` gave them, after pages that are full.")
       .def(
           "snapshot",
           [](PyState& s) {

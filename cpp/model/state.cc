@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <utility>
 
 #include "base/error.h"
@@ -19,9 +18,8 @@ StateLayout::StateLayout(const ModelConfig& config, KvType kv)
       conv_past(config.conv_L_cache - 1),
       hidden(config.hidden_size),
       conv_reach(conv_layers * conv_past),
-      k_bytes(static_cast<size_t>(kv_bytes(kv, k_elements(config.head_dim)))),
-      v_bytes(static_cast<size_t>(kv_bytes(kv, v_elements(config.head_dim)))),
-      page_bytes(static_cast<size_t>(attention_layers * kv_heads) * (k_bytes + v_bytes)),
+      chunk_bytes(static_cast<size_t>(kv_bytes(kv, v_elements(config.head_dim)))),
+      page_bytes(num_chunks() * chunk_bytes),
       layer_types(config.layer_types) {}
 
 int64_t StateLayout::index_of(int64_t layer, LayerType type) const {
@@ -39,7 +37,12 @@ SequenceState::SequenceState(std::shared_ptr<const StateLayout> layout)
 void SequenceState::add_page(std::shared_ptr<KvPage> page) {
   page_data_.resize(pages_.size() + 1);
   pages_.push_back(std::move(page));
-  page_data_.back() = pages_.back()->kv.data();
+  page_data_.back() = pages_.back()->kv();
+}
+
+std::shared_ptr<KvPage> SequenceState::new_page(size_t index) const {
+  const KvPage* before = index > 0 ? pages_[index - 1].get() : nullptr;
+  return KvPage::create(static_cast<int64_t>(index), before, layout_->num_chunks(), layout_->chunk_bytes);
 }
 
 void SequenceState::reserve(int64_t tokens) {
@@ -47,19 +50,25 @@ void SequenceState::reserve(int64_t tokens) {
   const auto needed = static_cast<size_t>((length_ + tokens + kPage - 1) / kPage);
   const auto first_written = static_cast<size_t>(length_ / kPage);
   for (size_t i = first_written; i < pages_.size() && i < needed; ++i) {
-    if (pages_[i].use_count() > 1) pages_[i] = std::make_shared<KvPage>(*pages_[i]);
-    page_data_[i] = pages_[i]->kv.data();
+    if (pages_[i].use_count() > 1) {
+      auto copy = new_page(i);
+      copy->copy_from(*pages_[i]);
+      pages_[i] = std::move(copy);
+    }
+    page_data_[i] = pages_[i]->kv();
   }
   if (conv_.use_count() > 1) conv_ = std::make_shared<Buffer<float>>(*conv_);
   // Another thread may have been the last to let go of them, after reading it.
   std::atomic_thread_fence(std::memory_order_acquire);
-  while (pages_.size() < needed) add_page(std::make_shared<KvPage>(layout_->page_bytes));
+  while (pages_.size() < needed) add_page(new_page(pages_.size()));
 }
 
 void SequenceState::advance(std::span<const int32_t> tokens) {
   for (const int32_t token : tokens) {
-    pages_[static_cast<size_t>(length_ / kPage)]->tokens[length_ % kPage] = token;
-    ++length_;
+    KvPage& page = *pages_[static_cast<size_t>(length_ / kPage)];
+    page.tokens[length_ % kPage] = token;
+    // Of a slab that is full: only now do huge pages take no more memory than tokens do.
+    if (++length_ % kAttentionBlock == 0) page.slab().use_huge_pages();
   }
   replay_ = 0;
 }
@@ -115,14 +124,15 @@ void SequenceState::append_page(std::span<const int32_t> tokens, std::span<const
     check(token >= 0 && token < layout_->vocab_size, "tokens holds ", token, ", outside the vocabulary of ",
           layout_->vocab_size);
   }
-  auto page = std::make_shared<KvPage>(layout_->page_bytes);
+  auto page = new_page(static_cast<size_t>(length_ / kPage));
   std::copy(tokens.begin(), tokens.end(), page->tokens.begin());
-  if (!kv.empty()) std::memcpy(page->kv.data(), kv.data(), kv.size());
+  page->write(kv.data());
   append_page(std::move(page), static_cast<int64_t>(tokens.size()));
 }
 
 void SequenceState::append_page(std::shared_ptr<KvPage> page, int64_t count) {
   check(length_ % kPage == 0, "the last page of the state is not full");
+  check(page->slot() == length_ / kPage % kSlabPages, "the page is of another place in a sequence");
   auto conv = first_conv();
   // Room that was reserved beyond the last token.
   pages_.resize(static_cast<size_t>(length_ / kPage));

@@ -1,20 +1,20 @@
 // All that changes while a sequence is processed: its KV pages and its conv state.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/buffer.h"
-#include "kernels/kv_page.h"
 #include "model/config.h"
+#include "model/kv_pages.h"
 
 namespace lfm {
 
-// Where things lie inside one KV page, which holds kPage tokens of every attention layer:
-// [attention layer][kv head][K then V], each laid out as in kv_page.h.
+// Where things lie in the KV pages, which hold kPage tokens of every attention layer: chunks [attention layer][kv head]
+// [K then V], each laid out as in kv_page.h. All chunks have the size of V, the larger one.
 struct StateLayout {
   StateLayout(const ModelConfig& config, KvType kv_type);
 
@@ -22,7 +22,7 @@ struct StateLayout {
   int64_t vocab_size, head_dim, kv_heads, attention_layers;
   int64_t conv_layers, conv_past, hidden;  // conv state: [conv layer][conv_past = taps - 1][hidden] fp32
   int64_t conv_reach;                      // how many tokens back all convolutions together look: layers * past
-  size_t k_bytes, v_bytes, page_bytes;
+  size_t chunk_bytes, page_bytes;
   std::vector<LayerType> layer_types;
 
   // Which of its kind the model's layer `layer` is. Throws std::invalid_argument when it is of the other kind.
@@ -30,17 +30,16 @@ struct StateLayout {
   int64_t attention_layer(int64_t layer) const { return index_of(layer, LayerType::full_attention); }
   int64_t index_of(int64_t layer, LayerType type) const;
 
-  size_t k_offset(int64_t attention_layer, int64_t head) const {
-    return static_cast<size_t>(attention_layer * kv_heads + head) * (k_bytes + v_bytes);
-  }
-  size_t v_offset(int64_t attention_layer, int64_t head) const { return k_offset(attention_layer, head) + k_bytes; }
-};
+  size_t num_chunks() const { return static_cast<size_t>(2 * attention_layers * kv_heads); }
+  size_t chunk_stride() const { return kSlabPages * chunk_bytes; }  // between the chunks of one page
 
-// kPage tokens with their K and V.
-struct KvPage {
-  explicit KvPage(size_t kv_bytes) : kv(kv_bytes) {}
-  std::array<int32_t, kPage> tokens{};
-  Buffer<std::byte> kv;
+  // From a page's first chunk.
+  size_t k_offset(int64_t attention_layer, int64_t head) const {
+    return static_cast<size_t>(attention_layer * kv_heads + head) * 2 * chunk_stride();
+  }
+  size_t v_offset(int64_t attention_layer, int64_t head) const {
+    return k_offset(attention_layer, head) + chunk_stride();
+  }
 };
 
 // The conv states after each of the latest tokens of a sequence, so that these tokens can be taken back for the price
@@ -87,8 +86,8 @@ class SequenceState {
   void reserve(int64_t tokens);
   void advance(std::span<const int32_t> tokens);  // after the forward pass wrote their K and V; ends a replay
 
-  std::byte* page(int64_t i) { return pages_[static_cast<size_t>(i)]->kv.data(); }
-  const std::byte* page(int64_t i) const { return pages_[static_cast<size_t>(i)]->kv.data(); }
+  std::byte* page(int64_t i) { return pages_[static_cast<size_t>(i)]->kv(); }
+  const std::byte* page(int64_t i) const { return std::as_const(*pages_[static_cast<size_t>(i)]).kv(); }
   // For others to hold: a page that is held twice is not written to.
   const std::shared_ptr<KvPage>& shared_page(int64_t i) const { return pages_[static_cast<size_t>(i)]; }
   const std::byte* const* pages() const { return page_data_.data(); }  // [num_pages()], until the next reserve()
@@ -107,6 +106,7 @@ class SequenceState {
 
  private:
   void add_page(std::shared_ptr<KvPage> page);
+  std::shared_ptr<KvPage> new_page(size_t index) const;  // beside pages_[index - 1]
   void drop_tokens(int64_t length);
   std::shared_ptr<Buffer<float>> first_conv() const;  // zeros: what it is before the first token
   void replay_from_pages(std::shared_ptr<Buffer<float>> conv);

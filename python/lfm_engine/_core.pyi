@@ -55,7 +55,7 @@ class State:
         self, tokens: numpy.ndarray, kv: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8]
     ) -> None:
         """
-        Appends at most 64 tokens with their K and V as `pages` gave them, after pages that are full.
+        Appends at most 64 tokens with their K and V as `page` gave them, after pages that are full.
         """
     def common_prefix(self, input_ids: numpy.ndarray) -> int:
         """
@@ -87,9 +87,11 @@ class State:
         """
         A copy of the keys of a layer, rotated, float32 [kv_heads, length, head_dim].
         """
-    def pages(self) -> list[numpy.typing.NDArray[numpy.uint8]]:
+    def page(
+        self, index: typing.SupportsInt | typing.SupportsIndex
+    ) -> numpy.typing.NDArray[numpy.uint8]:
         """
-        K and V of 64 tokens each, uint8 [page bytes] in the engine's layout, read-only and without a copy.
+        A copy of K and V of the 64 tokens from 64 * index on, uint8 [page bytes], in the engine's layout.
         """
     def restore(self, snapshot: State) -> None:
         """

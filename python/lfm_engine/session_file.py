@@ -17,7 +17,8 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -59,23 +60,29 @@ def write_session(
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give the name of a file")
-    pages = state.pages()
+    pages = -(-state.length // _PAGE)
+
+    def contents() -> Iterator[Any]:  # twice; a copy of one page at a time
+        yield text
+        yield tokens.astype("<i4").tobytes()
+        for index in range(pages):
+            yield state.page(index).data
+
     metadata = {
         "model": _model_facts(core, config),
         "isa": core.isa,
         "length": len(tokens),
         "computed": state.length,
-        "page_nbytes": pages[0].nbytes if pages else 0,
+        "page_nbytes": state.page(0).nbytes if pages else 0,
         "extra": dict(extra),
     }
     text = json.dumps(metadata).encode()
-    contents: list[Any] = [text, tokens.astype("<i4").tobytes(), *(p.data for p in pages)]
-    crc = 0
-    for content in contents:
+    crc, size = 0, _HEADER.size
+    for content in contents():
         crc = zlib.crc32(content, crc)
-    size = _HEADER.size + sum(len(content) for content in contents)
+        size += len(content)
     header = _HEADER.pack(_MAGIC, _VERSION, crc, size, len(text))
-    write_atomically(path, [header, *contents])
+    write_atomically(path, chain([header], contents()))
 
 
 def read_session(

@@ -215,19 +215,29 @@ inline constexpr int kVecsPerRow = Vec::kWidth == 16 ? 4
                                                         : R == 2 ? 4
                                                                  : 2);
 
-// sum[r][i] += x[r] times the vectors i of `values`, over `steps`. Touches `ahead` bytes further on, for the cache.
-template <class Kv, int R, int V>
-inline void add_products(const typename Kv::Operand* x, int64_t ldx, const typename Kv::Element* values, int64_t stride,
-                         int64_t steps, ptrdiff_t ahead, typename Kv::Sum (&sum)[R][V]) noexcept {
+// sum[r][i] += x[r] times the vectors i of `values`, over `steps`; and, if Fetch, as much from `next` for the cache.
+template <class Kv, bool Fetch, int R, int V>
+inline void add_steps(const typename Kv::Operand* x, int64_t ldx, const typename Kv::Element* values, int64_t stride,
+                      int64_t steps, const typename Kv::Element* next, typename Kv::Sum (&sum)[R][V]) noexcept {
   constexpr int64_t kPair = kv_pair(Kv::kType);
   for (int64_t s = 0; s < steps; ++s) {
-    const auto* at = values + s * stride;
     for (int i = 0; i < V; ++i) {
-      const auto* p = at + i * Vec::kWidth * kPair;
-      const auto v = Kv::load(p);
-      _mm_prefetch(reinterpret_cast<const char*>(p) + ahead, _MM_HINT_T1);
+      const int64_t at = s * stride + i * Vec::kWidth * kPair;
+      const auto v = Kv::load(values + at);
+      if constexpr (Fetch) _mm_prefetch(reinterpret_cast<const char*>(next + at), _MM_HINT_T1);
       for (int r = 0; r < R; ++r) sum[r][i] = Kv::add(sum[r][i], Kv::broadcast(x + r * ldx + s * kPair), v);
     }
+  }
+}
+
+// `next` may be null.
+template <class Kv, int R, int V>
+inline void add_products(const typename Kv::Operand* x, int64_t ldx, const typename Kv::Element* values, int64_t stride,
+                         int64_t steps, const typename Kv::Element* next, typename Kv::Sum (&sum)[R][V]) noexcept {
+  if (next != nullptr) {
+    add_steps<Kv, true>(x, ldx, values, stride, steps, next, sum);
+  } else {
+    add_steps<Kv, false>(x, ldx, values, stride, steps, nullptr, sum);
   }
 }
 
@@ -283,15 +293,23 @@ struct AttentionBlock {
     q = reinterpret_cast<Operand*>(weight_scales + tile.rows);
   }
 
-  void read_scales() const {
-    for (int64_t p = 0; p < pages; ++p) {
-      const auto* k = reinterpret_cast<const uint16_t*>(k_page(p) + k_elements(tile.head_dim));
-      const auto* v = reinterpret_cast<const uint16_t*>(v_page(p) + v_elements(tile.head_dim));
-      for (int64_t i = 0; i < kPage; i += Vec::kWidth) {
-        Vec::load(k + i).store(k_scales + p * kPage + i);
-        Vec::load(v + i).store(v_scales + p * kPage + i);
-      }
-    }
+  // `next` if it has to be asked for: what lies right behind `now` comes by itself, and faster, unless there is as much
+  // work for each byte as in int8.
+  const Element* to_fetch(const Element* now, const Element* next) const {
+    const auto chunk = static_cast<size_t>(kv_bytes(Kv::kType, v_elements(tile.head_dim)));
+    const bool behind = reinterpret_cast<const std::byte*>(now) + chunk == reinterpret_cast<const std::byte*>(next);
+    return behind && !kScaled ? nullptr : next;
+  }
+
+  static constexpr bool kScaled = Kv::kType == KvType::int8;
+  const uint16_t* k_scales_of(int64_t p) const {
+    return reinterpret_cast<const uint16_t*>(k_page(p) + k_elements(tile.head_dim));
+  }
+  const uint16_t* v_scales_of(int64_t p) const {
+    return reinterpret_cast<const uint16_t*>(v_page(p) + v_elements(tile.head_dim));
+  }
+  static void read_scales(const uint16_t* from, float* to) {
+    for (int64_t i = 0; i < kPage; i += Vec::kWidth) Vec::load(from + i).store(to + i);
   }
 
   // scores[R rows] of page p.
@@ -299,13 +317,12 @@ struct AttentionBlock {
   void row_scores(int64_t r, int64_t p) const {
     constexpr int V = kVecsPerRow<R>;
     const Element* k = k_page(p);
-    const Element* next = p + 1 < pages ? k_page(p + 1) : v_page(0);
-    const ptrdiff_t ahead = reinterpret_cast<const char*>(next) - reinterpret_cast<const char*>(k);
+    const Element* next = to_fetch(k, p + 1 < pages ? k_page(p + 1) : v_page(0));
     for (int64_t first = 0; first < kPage; first += V * Vec::kWidth) {
       typename Kv::Sum sum[R][V];
       clear(sum);
       add_products<Kv>(q + r * tile.head_dim, tile.head_dim, k + first * kPair, kPage * kPair, tile.head_dim / kPair,
-                       ahead, sum);
+                       next != nullptr ? next + first * kPair : nullptr, sum);
       for (int i = 0; i < R; ++i)
         for (int j = 0; j < V; ++j) {
           store_scores(sum[i][j], scores + (r + i) * kStride + p * kPage + first + j * Vec::kWidth);
@@ -336,13 +353,11 @@ struct AttentionBlock {
     typename Kv::Sum sum[R][V];
     clear(sum);
     for (int64_t p = 0; p < pages; ++p) {
-      const Element* v = v_page(p) + d * kPair;
-      const Element* next = p + 1 < pages          ? v_page(p + 1) + d * kPair
-                            : tile.next != nullptr ? reinterpret_cast<const Element*>(tile.next) + d * kPair
-                                                   : v;
-      const ptrdiff_t ahead = reinterpret_cast<const char*>(next) - reinterpret_cast<const char*>(v);
+      const Element* v = v_page(p);
+      const Element* next = to_fetch(v, p + 1 < pages ? v_page(p + 1) : reinterpret_cast<const Element*>(tile.next));
       const int64_t steps = (std::min(kPage, keys - p * kPage) + kPair - 1) / kPair;
-      add_products<Kv>(weights() + r * kWeightStride + p * kPage, kWeightStride, v, padded * kPair, steps, ahead, sum);
+      add_products<Kv>(weights() + r * kWeightStride + p * kPage, kWeightStride, v + d * kPair, padded * kPair, steps,
+                       next != nullptr ? next + d * kPair : nullptr, sum);
     }
     for (int i = 0; i < R; ++i)
       for (int j = 0; j < V; ++j) {
@@ -355,10 +370,16 @@ struct AttentionBlock {
       q_scales[r] = Kv::query(tile.q + r / tile.group * tile.q_stride + r % tile.group * tile.head_dim, tile.head_dim,
                               q + r * tile.head_dim);
     }
-    if constexpr (Kv::kType == KvType::int8) read_scales();
+    if constexpr (kScaled) {
+      for (int64_t p = 0; p < pages; ++p) {
+        for (int64_t i = 0; i < kPage; i += kLine / 2) _mm_prefetch(v_scales_of(p) + i, _MM_HINT_T0);
+      }
+    }
     for (int64_t p = 0; p < pages; ++p) {
       for_row_blocks<Kv::kMostRows>(tile.rows, [&](int64_t r, auto rows) { row_scores<rows()>(r, p); });
+      if constexpr (kScaled) read_scales(k_scales_of(p), k_scales + p * kPage);  // they lie behind the keys
     }
+    for (int64_t p = 0; kScaled && p < pages; ++p) read_scales(v_scales_of(p), v_scales + p * kPage);
     for (int64_t r = 0; r < tile.rows; ++r) row_weights(r);
     for_row_blocks<Kv::kMostRows>(tile.rows, [&](int64_t r, auto rows) {
       constexpr int V = kVecsPerRow<rows()>;

@@ -20,7 +20,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -330,7 +330,7 @@ class _Table:
         return section
 
 
-def write_atomically(path: Path, contents: Sequence[Any]) -> None:
+def write_atomically(path: Path, contents: Iterable[Any]) -> None:
     """Writes a file beside `path` and gives it that name once it is on the disk."""
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
@@ -352,7 +352,7 @@ def write_atomically(path: Path, contents: Sequence[Any]) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _pieces(contents: Sequence[Any]) -> Iterator[memoryview]:
+def _pieces(contents: Iterable[Any]) -> Iterator[memoryview]:
     """The contents one after the other, cut at multiples of `_PIECE`."""
     buffer = memoryview(bytearray(_PIECE))
     used = 0
