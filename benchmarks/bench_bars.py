@@ -1,13 +1,16 @@
 """The project's aims for speed, load time and memory, with what a run of bench_speed.py measured.
 
 Those without a measurement are left out. Ratios are taken round by round, against the fastest peer
-that the aim names.
+that the aim names. A ratio that is missed has beside it what meeting it would take: the part of the
+machine's own limit, measured in the same rounds, that our bytes or FLOPs would need. Above 100% no
+program can do it with these weights.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from bench_results import (
@@ -18,6 +21,7 @@ from bench_results import (
     label,
     of_bandwidth,
     of_gemm,
+    percent,
     plural,
     spread,
 )
@@ -51,7 +55,20 @@ class _Bars:
         ]
         if mine and others:
             best = max(others, key=lambda r: r.rate)
-            self._row(task, f"{ours} / {best.engine}", _divide(mine, best), bar, "x")
+            takes = self._takes(mine, best, bar)
+            self._row(task, f"{ours} / {best.engine}", _divide(mine, best), bar, "x", takes)
+
+    def _takes(self, mine: Result, best: Result, bar: float) -> str:
+        """What `bar` times the peer's speed is of the machine's limit."""
+        rates = [bar * rate for rate in best.rates]
+        count = min(len(rates), len(mine.limits))
+        aim = replace(mine, rates=rates[:count], limits=mine.limits[:count])
+        engine = self._engines[mine.engine]
+        if mine.kind == "decode":
+            return f"{percent(of_bandwidth(self._model, engine, aim))} of read bandwidth"
+        dtype = "bfloat16" if engine["weights"] == "bfloat16" else "int8"
+        part = percent(of_gemm(self._model, aim, dtype))
+        return f"{part} of oneDNN's {dtype} GEMM" if part else ""
 
     def versus(self, ours: str, other: str, task: Key, bar: float) -> None:
         """Ours over another of ours."""
@@ -76,9 +93,12 @@ class _Bars:
             if values:
                 self._row(task, f"{ours} of {what}", values, bar, "")
 
-    def _row(self, task: Key, text: str, values: list[float], bar: float, unit: str) -> None:
-        met = "met" if statistics.median(values) >= bar else "MISSED"
-        self.rows.append([label(*task), text, spread(values, 2), f"{bar:g}{unit}", met])
+    def _row(
+        self, task: Key, text: str, values: list[float], bar: float, unit: str, takes: str = ""
+    ) -> None:
+        met = statistics.median(values) >= bar
+        row = [label(*task), text, spread(values, 2), f"{bar:g}{unit}", "met" if met else "MISSED"]
+        self.rows.append([*row, "" if met else takes])
 
 
 def _divide(mine: Result, other: Result) -> list[float]:
@@ -108,7 +128,7 @@ def speed_bars(model: Model, group: dict[str, Any]) -> str:
     found.versus("int4, kv int8", "int4", deep, 1.0)
     for ours, peer in PEERS:
         found.ratio(ours, peer, ("decode", 32, 128), 3.0)
-    header = ["", "", "measured", "at least", ""]
+    header = ["", "", "measured", "at least", "", "that would take"]
     title = f"Bars, {plural(group['threads'])}: median (range over rounds), rounded down"
     return format_table(title, header, found.rows) if found.rows else ""
 
