@@ -1,5 +1,6 @@
 // oneDNN's C functions, which dnnl.hpp calls, each looked up at its first call. Linking the library costs every process
-// 13 MB and 8 ms for its initializers; int8 and int4 models do without it.
+// 13 MB and 8 ms for its initializers; int8 and int4 models do without it. What dnnl.hpp calls and is not listed here
+// is an undefined symbol.
 #include <dlfcn.h>
 
 #include <oneapi/dnnl/dnnl.hpp>
