@@ -291,11 +291,12 @@ def test_thread_pools_of_others_are_left_alone(base: Golden) -> None:
     assert after == before
 
 
-def test_onednn_is_the_one_that_lies_beside_the_module(base: Golden) -> None:
-    golden_models.load(base.name)
+def test_onednn_is_the_one_that_lies_beside_the_module() -> None:
     assert _core.__file__ is not None
     if "site-packages" not in _core.__file__:
         pytest.skip("a development build uses oneDNN where it was found")
+    if not _core.measure_gemm("float32", 64, 64, 64, 1):
+        pytest.skip("not used on this instruction set")
     maps = Path("/proc/self/maps").read_text().splitlines()
     found = {line.split(maxsplit=5)[5] for line in maps if "libdnnl" in line}
     assert found == {str(Path(_core.__file__).resolve().parent / "libdnnl.so.3")}

@@ -53,20 +53,29 @@ void ProcessorParams::validate(int64_t vocab_size) const {
 }
 
 void apply_mask(std::span<float> logits, const uint32_t* mask) {
-  for (size_t i = 0; i < logits.size(); ++i) {
-    if ((mask[i / 32] >> (i % 32) & 1) == 0) logits[i] = kMinusInf;
+  for (size_t begin = 0; begin < logits.size(); begin += 32) {
+    const std::span<float> word = logits.subspan(begin, std::min<size_t>(32, logits.size() - begin));
+    const uint32_t allowed = mask[begin / 32];
+    if (allowed == 0) {
+      std::fill(word.begin(), word.end(), kMinusInf);
+    } else if (allowed != ~uint32_t{0}) {
+      for (size_t i = 0; i < word.size(); ++i) word[i] = (allowed >> i & 1) == 0 ? kMinusInf : word[i];
+    }
   }
 }
 
 void LogitsProcessors::penalize_repetition(std::span<float> logits, std::span<const int32_t> history) {
   if (params_.repetition_penalty == 1.0f) return;
-  seen_.assign(history.begin(), history.end());
-  std::sort(seen_.begin(), seen_.end());
-  seen_.erase(std::unique(seen_.begin(), seen_.end()), seen_.end());
-  for (const int32_t token : seen_) {
+  seen_.resize((logits.size() + 63) / 64);
+  for (const int32_t token : history) {
+    uint64_t& word = seen_[static_cast<size_t>(token) / 64];
+    const uint64_t bit = uint64_t{1} << (token % 64);
+    if ((word & bit) != 0) continue;
+    word |= bit;
     float& logit = logits[token];
     logit = logit < 0 ? logit * params_.repetition_penalty : logit / params_.repetition_penalty;
   }
+  for (const int32_t token : history) seen_[static_cast<size_t>(token) / 64] = 0;
 }
 
 void LogitsProcessors::ban_ngrams(std::span<float> logits, std::span<const int32_t> history) const {

@@ -49,7 +49,7 @@ class LogitsProcessors {
   void ban_ngrams(std::span<float> logits, std::span<const int32_t> history) const;
 
   ProcessorParams params_;
-  std::vector<int32_t> seen_;
+  std::vector<uint64_t> seen_;  // a bit for each token; all 0 between calls
 };
 
 }  // namespace lfm

@@ -1,6 +1,7 @@
 #include "runtime/sampler.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -11,7 +12,27 @@
 namespace lfm {
 namespace {
 
-constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kMinusInf = -kInf;
+constexpr float kLowest = std::numeric_limits<float>::lowest();
+
+constexpr size_t kLanes = 16;          // independent, so that the compiler makes vectors of them
+constexpr size_t kBlock = 4 * kLanes;  // logits that are skipped together
+
+// The maximum of row[kBlock]. bad: becomes non-zero where a logit is NaN or infinity.
+float block_max(const float* row, std::array<int32_t, kLanes>& bad) {
+  std::array<float, kLanes> best;
+  const auto max = [](float a, float b) { return a > b ? a : b; };
+  for (size_t i = 0; i < kLanes; ++i) {
+    const float a = row[i], b = row[i + kLanes], c = row[i + 2 * kLanes], d = row[i + 3 * kLanes];
+    best[i] = max(max(a, b), max(c, d));
+    bad[i] |= !(a < kInf) | !(b < kInf) | !(c < kInf) | !(d < kInf);
+  }
+  for (size_t half = kLanes / 2; half > 0; half /= 2) {
+    for (size_t i = 0; i < half; ++i) best[i] = max(best[i], best[i + half]);
+  }
+  return best[0];
+}
 
 bool more_probable(const Candidate& a, const Candidate& b) {
   return a.probability != b.probability ? a.probability > b.probability : a.token < b.token;
@@ -96,43 +117,93 @@ Sampler::Cut Sampler::cut_at(double mass) const {
   return cut;
 }
 
-// Fills candidates_ with the tokens that top-k leaves and their weights relative to the best; returns their sum.
-double Sampler::weigh(std::span<const float> logits) {
-  const auto vocab = static_cast<int64_t>(logits.size());
-  const float inverse = 1.0f / params_.temperature;
+// Fills maxima_ and max_; whether all logits are less than infinity.
+bool Sampler::scan(std::span<const float> logits) {
+  maxima_.resize((logits.size() + kBlock - 1) / kBlock);
+  std::array<int32_t, kLanes> bad = {};
+  const size_t whole = logits.size() / kBlock;
+  for (size_t b = 0; b < whole; ++b) maxima_[b] = block_max(logits.data() + b * kBlock, bad);
+  if (whole < maxima_.size()) {
+    std::array<float, kBlock> rest;
+    rest.fill(kMinusInf);
+    std::copy(logits.begin() + static_cast<std::ptrdiff_t>(whole * kBlock), logits.end(), rest.begin());
+    maxima_[whole] = block_max(rest.data(), bad);
+  }
+  max_ = kMinusInf;
+  for (const float max : maxima_) max_ = std::max(max_, max);
+  return std::all_of(bad.begin(), bad.end(), [](int32_t lane) { return lane == 0; });
+}
+
+// The first token with the largest logit.
+int32_t Sampler::argmax(std::span<const float> logits) const {
+  const auto block = std::find(maxima_.begin(), maxima_.end(), max_) - maxima_.begin();
+  const auto begin = logits.begin() + block * static_cast<std::ptrdiff_t>(kBlock);
+  return static_cast<int32_t>(std::find(begin, logits.end(), max_) - logits.begin());
+}
+
+// Fills candidates_ with the tokens, in their order, whose logits are finite and at least `least`; for weights, the
+// logits.
+void Sampler::collect(std::span<const float> logits, float least) {
   candidates_.clear();
-  if (params_.top_k > 0 && params_.top_k < vocab) {
-    // The k best by a bounded heap: most logits fail its first comparison. Ties with the k-th stay, as in transformers.
-    std::vector<float> heap(logits.begin(), logits.begin() + params_.top_k);
-    std::make_heap(heap.begin(), heap.end(), std::greater<>());
-    for (int64_t i = params_.top_k; i < vocab; ++i) {
-      if (logits[i] <= heap.front()) continue;
-      std::pop_heap(heap.begin(), heap.end(), std::greater<>());
-      heap.back() = logits[i];
-      std::push_heap(heap.begin(), heap.end(), std::greater<>());
-    }
-    for (int64_t i = 0; i < vocab; ++i) {
-      if (logits[i] >= heap.front() && logits[i] != kMinusInf)
-        candidates_.push_back({static_cast<int32_t>(i), logits[i]});
-    }
-  } else {
-    for (int64_t i = 0; i < vocab; ++i) {
-      if (logits[i] != kMinusInf) candidates_.push_back({static_cast<int32_t>(i), logits[i]});
+  least = std::max(least, kLowest);
+  for (size_t b = 0; b < maxima_.size(); ++b) {
+    if (maxima_[b] < least) continue;
+    const size_t end = std::min((b + 1) * kBlock, logits.size());
+    for (size_t i = b * kBlock; i < end; ++i) {
+      if (logits[i] >= least) candidates_.push_back({static_cast<int32_t>(i), logits[i]});
     }
   }
-  float max = kMinusInf;
-  for (const Candidate& c : candidates_) max = std::max(max, c.probability);
+}
+
+// Keeps the k best in candidates_. Ties with the k-th stay, as in transformers.
+void Sampler::collect_best(std::span<const float> logits, size_t k) {
+  const auto kth = [&](std::vector<float>& values) {
+    const auto at = values.begin() + static_cast<std::ptrdiff_t>(k - 1);
+    std::nth_element(values.begin(), at, values.end(), std::greater<>());
+    return *at;
+  };
+  // The maxima of the blocks are logits too: the k-th of them is at most the k-th logit, and few logits reach it.
+  std::vector<float> values = maxima_;
+  collect(logits, k <= values.size() ? kth(values) : kMinusInf);
+  if (candidates_.size() <= k) return;
+  values.clear();
+  for (const Candidate& c : candidates_) values.push_back(c.probability);
+  const float least = kth(values);
+  std::erase_if(candidates_, [&](const Candidate& c) { return c.probability < least; });
+}
+
+// Fills candidates_ with the tokens that top-k leaves and their weights relative to the best; returns their sum. Where
+// that sum is not needed, tokens that min_p will drop may be missing.
+double Sampler::weigh(std::span<const float> logits) {
+  const float inverse = 1.0f / params_.temperature;
+  if (params_.top_k > 0 && params_.top_k < static_cast<int64_t>(logits.size())) {
+    collect_best(logits, static_cast<size_t>(params_.top_k));
+  } else if (params_.min_p > 0 && params_.top_p == 1.0f) {
+    // A weight is below min_p where the logit is this far below the best. 1 more than that is beyond what rounding can
+    // do, weights that are subnormal numbers included.
+    const double least = max_ + double{params_.temperature} * (std::log(double{params_.min_p}) - 1);
+    collect(logits, std::nextafter(static_cast<float>(std::max(least, double{kLowest})), kMinusInf));
+  } else {
+    collect(logits, kMinusInf);
+  }
   double total = 0;
   for (Candidate& c : candidates_) {
-    c.probability = std::exp((c.probability - max) * inverse);  // relative to the best: its weight is 1
+    c.probability = std::exp((c.probability - max_) * inverse);  // relative to the best: its weight is 1
     total += c.probability;
   }
   return total;
 }
 
 const std::vector<Candidate>& Sampler::candidates(std::span<const float> logits) {
+  scan(logits);
+  filter(logits);
+  return candidates_;
+}
+
+// Fills candidates_, after scan().
+void Sampler::filter(std::span<const float> logits) {
   const double total = weigh(logits);
-  if (candidates_.empty()) return candidates_;
+  if (candidates_.empty()) return;
   if (params_.min_p > 0) {
     // min_p compares with the best after top-p; weights relative to the best do not change by then, so it commutes with
     // top-p's cut except for the mass that top-p counts, which is kept in `total`.
@@ -154,21 +225,16 @@ const std::vector<Candidate>& Sampler::candidates(std::span<const float> logits)
   normalize_candidates();
   if (params_.typical_p < 1.0f) keep_typical();
   drop_improbable();
-  return candidates_;
 }
 
 int32_t Sampler::sample(std::span<const float> logits, uint64_t position) {
-  bool nan = false, infinite = false;
-  for (const float logit : logits) {
-    nan |= std::isnan(logit);
-    infinite |= logit == -kMinusInf;
+  if (!scan(logits)) {
+    const bool nan = std::any_of(logits.begin(), logits.end(), [](float logit) { return std::isnan(logit); });
+    throw std::runtime_error(nan ? "the model gave NaN logits" : "a logit is infinite");
   }
-  if (nan) throw std::runtime_error("the model gave NaN logits");
-  if (infinite) throw std::runtime_error("a logit is infinite");
   if (!params_.do_sample) {
-    const auto best = std::max_element(logits.begin(), logits.end());
-    if (!std::isfinite(*best)) throw std::runtime_error("no token has a finite logit");
-    return static_cast<int32_t>(best - logits.begin());
+    if (max_ == kMinusInf) throw std::runtime_error("no token has a finite logit");
+    return argmax(logits);
   }
   double left = uniform(params_.seed, params_.stream, position);
   if (params_.keeps_all(logits.size())) {
@@ -179,7 +245,7 @@ int32_t Sampler::sample(std::span<const float> logits, uint64_t position) {
     std::erase_if(candidates_, [&](const Candidate& c) { return bucket_of(c) != cut.bucket; });
     std::sort(candidates_.begin(), candidates_.end(), more_probable);
   } else {
-    candidates(logits);
+    filter(logits);
   }
   if (candidates_.empty() || !std::isfinite(candidates_[0].probability)) {
     throw std::runtime_error("no token has a finite logit");

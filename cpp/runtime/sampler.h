@@ -55,12 +55,19 @@ class Sampler {
   };
   static uint32_t bucket_of(const Candidate& c);
   Cut cut_at(double mass) const;
+  bool scan(std::span<const float> logits);
+  int32_t argmax(std::span<const float> logits) const;
+  void collect(std::span<const float> logits, float least);
+  void collect_best(std::span<const float> logits, size_t k);
   double weigh(std::span<const float> logits);
+  void filter(std::span<const float> logits);
   void keep_typical();
   void drop_improbable();
   void normalize_candidates();
 
   SamplingParams params_;
+  std::vector<float> maxima_;  // of the latest row's blocks: most of them need no second look
+  float max_ = 0;              // of all
   std::vector<Candidate> candidates_;
 };
 

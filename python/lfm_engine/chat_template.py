@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
+import jinja2
+
+from .jinja_environment import compile_template
 from .tool_schema import tool_schemas
 
 Message = Mapping[str, Any]
@@ -53,10 +56,6 @@ def render_chat(
         ValueError: malformed messages, tools or documents, or a template that fails
             (`ChatTemplateError`).
     """
-    import jinja2  # imported late: it takes longer than opening a packed file
-
-    from .jinja_environment import compile_template
-
     check_messages(messages)
     if documents is not None and not all(isinstance(document, Mapping) for document in documents):
         raise ValueError("documents must be a list of dicts")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
 import threading
@@ -106,6 +105,8 @@ class Request:
         return wait().__await__()
 
     async def _wait(self, ready: Callable[[], bool]) -> None:
+        import asyncio  # imported late: 8 MB, which only those who wait in it need
+
         loop = asyncio.get_running_loop()
         while True:
             woken = asyncio.Event()

@@ -129,6 +129,123 @@ TEST(Sampler, CandidatesAreThoseOfTransformers) {
   EXPECT_GT(compared, 2800);
 }
 
+// What the sampler computes, without skipping anything: the same float arithmetic over every logit.
+std::vector<Candidate> plain_candidates(const std::vector<float>& logits, const SamplingParams& p) {
+  std::vector<float> sorted = logits;
+  std::sort(sorted.begin(), sorted.end(), std::greater<>());
+  const bool top_k = p.top_k > 0 && static_cast<size_t>(p.top_k) < logits.size();
+  const float least = top_k ? sorted[static_cast<size_t>(p.top_k) - 1] : -INFINITY;
+  const float inverse = 1.0f / p.temperature;
+  std::vector<Candidate> kept;
+  double total = 0;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (logits[i] < least || logits[i] == -INFINITY) continue;
+    kept.push_back({static_cast<int32_t>(i), std::exp((logits[i] - sorted[0]) * inverse)});
+    total += kept.back().probability;
+  }
+  if (p.min_p > 0) std::erase_if(kept, [&](const Candidate& c) { return c.probability < p.min_p; });
+  std::stable_sort(kept.begin(), kept.end(),
+                   [](const Candidate& a, const Candidate& b) { return a.probability > b.probability; });
+  if (p.top_p < 1) {
+    double mass = 0;
+    size_t keep = 0;
+    while (keep < kept.size() && (keep == 0 || mass < p.top_p * total)) mass += kept[keep++].probability;
+    kept.resize(keep);
+  }
+  double left = 0;
+  for (const Candidate& c : kept) left += c.probability;
+  for (Candidate& c : kept) c.probability = static_cast<float>(c.probability / left);
+  return kept;
+}
+
+// Rows on which skipping could go wrong: ties, masks, logits next to where min_p cuts, numbers of every size.
+std::vector<float> hard_row(Rng& rng, const SamplingParams& p) {
+  const int64_t vocab = 1 + rng.below(rng.below(8) == 0 ? 5000 : 300);
+  std::vector<float> row = rng.normals(static_cast<size_t>(vocab), 3.0f);
+  const int64_t kind = rng.below(6);
+  if (kind == 1) std::sort(row.begin(), row.end());
+  if (kind == 2) std::fill(row.begin(), row.end(), -1.5f);
+  for (float& logit : row) {
+    if (kind == 3) logit = std::round(logit / 2);  // zeros of both signs too
+    if (kind == 4) logit = std::ldexp(logit, static_cast<int>(rng.below(240)) - 120);
+    if (kind == 5) {
+      const auto ulps = static_cast<float>(rng.below(9) - 4);
+      logit = p.temperature * std::log(p.min_p > 0 ? p.min_p : 0.1f) * (1 + ulps * 0x1p-23f);
+    }
+  }
+  if (kind == 5) row[static_cast<size_t>(rng.below(vocab))] = 0;
+  if (rng.below(3) == 0) {
+    const int64_t share = 2 + rng.below(30);
+    for (float& logit : row) logit = rng.below(share) == 0 ? logit : -INFINITY;
+    row[static_cast<size_t>(rng.below(vocab))] = 1;
+  }
+  return row;
+}
+
+TEST(Sampler, SkippingChangesNoBit) {
+  Rng rng(17);
+  const float least[] = {1e-45f, 1e-40f, 1e-6f, 0.15f, 0.5f, 1.0f};
+  const float temperatures[] = {1e-38f, 0.01f, 0.1f, 0.3f, 1.0f, 50.0f, 1e38f};
+  for (int i = 0; i < 4000; ++i) {
+    SamplingParams p;
+    p.temperature = temperatures[rng.below(7)];
+    if (rng.below(2) == 0) p.min_p = least[rng.below(6)];
+    if (rng.below(3) == 0) p.top_p = static_cast<float>(rng.uniform() * 0.98 + 0.01);
+    if (rng.below(2) == 0) p.top_k = 1 + rng.below(rng.below(2) == 0 ? 8 : 400);
+    p.seed = static_cast<uint64_t>(i);
+    const std::vector<float> row = hard_row(rng, p);
+    ASSERT_EQ(Sampler(p).sample(row, 0), std::max_element(row.begin(), row.end()) - row.begin()) << "case " << i;
+    p.do_sample = true;
+    const std::vector<Candidate> want = plain_candidates(row, p);
+    Sampler sampler(p);
+    sampler.candidates(hard_row(rng, p));  // what another row left must not matter
+    const std::vector<Candidate>& got = sampler.candidates(row);
+    const auto about = [&] {
+      return "case " + std::to_string(i) + ": vocab " + std::to_string(row.size()) + ", top_k " +
+             std::to_string(p.top_k) + ", top_p " + std::to_string(p.top_p) + ", min_p " + std::to_string(p.min_p) +
+             ", temperature " + std::to_string(p.temperature);
+    };
+    ASSERT_EQ(got.size(), want.size()) << about();
+    for (size_t j = 0; j < got.size(); ++j) {
+      ASSERT_EQ(got[j].token, want[j].token) << about();
+      ASSERT_EQ(got[j].probability, want[j].probability) << about();
+    }
+    if (p.keeps_all(row.size())) continue;
+    double left = uniform(p.seed, p.stream, 3);
+    size_t drawn = 0;
+    while (drawn + 1 < want.size() && (left -= want[drawn].probability) >= 0) ++drawn;
+    ASSERT_EQ(sampler.sample(row, 3), want[drawn].token) << about();
+  }
+}
+
+TEST(Sampler, ABadLogitAnywhereIsNamed) {
+  Rng rng(18);
+  for (int i = 0; i < 3000; ++i) {
+    SamplingParams p;
+    p.do_sample = rng.below(2) == 0;
+    p.top_k = rng.below(3) * 5;
+    if (rng.below(2) == 0) p.min_p = 0.1f;
+    std::vector<float> row = hard_row(rng, p);
+    const auto put = [&](float bad) { row[static_cast<size_t>(rng.below(static_cast<int64_t>(row.size())))] = bad; };
+    const char* want = "a logit is infinite";
+    put(INFINITY);
+    if (rng.below(2) == 0) {
+      put(rng.below(2) == 0 ? NAN : -NAN);
+      want = "the model gave NaN logits";
+    }
+    if (rng.below(8) == 0) {
+      std::fill(row.begin(), row.end(), -INFINITY);
+      want = "no token has a finite logit";
+    }
+    try {
+      Sampler(p).sample(row, 0);
+      FAIL() << "case " << i;
+    } catch (const std::runtime_error& error) {
+      ASSERT_STREQ(error.what(), want) << "case " << i;
+    }
+  }
+}
+
 TEST(Sampler, GreedyTakesTheLowestIdOfATie) {
   Sampler greedy{SamplingParams{}};
   std::vector<float> logits = {1, 3, 2, 3, -INFINITY};
@@ -148,7 +265,10 @@ TEST(Sampler, TokensOutsideTheMaskAreNeverChosen) {
     for (int round = 0; round < 40; ++round) {
       std::vector<float> logits(static_cast<size_t>(vocab));
       for (float& logit : logits) logit = static_cast<float>(rng.below(2000)) / 100.0f - 10.0f;
-      for (uint32_t& word : mask) word = static_cast<uint32_t>(rng.below(int64_t{1} << 32));
+      for (uint32_t& word : mask) {
+        const int64_t kind = rng.below(4);  // words that allow all or nothing are taken as a whole
+        word = kind == 0 ? 0 : kind == 1 ? ~uint32_t{0} : static_cast<uint32_t>(rng.below(int64_t{1} << 32));
+      }
       const int64_t one = rng.below(vocab);
       mask[static_cast<size_t>(one / 32)] |= uint32_t{1} << (one % 32);
       const std::vector<int32_t> history = rng.tokens(5, vocab);
@@ -206,6 +326,13 @@ TEST(Sampler, PenaltyOncePerTokenDividesOrMultipliesBySign) {
   const std::vector<int32_t> history = {0, 2, 0, 4, 0, 2};
   EXPECT_EQ(sample(p, processors, logits, history), 1);
   EXPECT_EQ(logits, (std::vector<float>{3.0f / 1.5f, 2.9f, -1.0f * 1.5f, -1.2f, 0.0f}));
+  // Nothing of a row is left for the next one.
+  LogitsProcessors again(processors);
+  std::vector<float> first = before, second = before;
+  again.apply(first, {history, 0, false, {}, nullptr});
+  again.apply(second, {history, 0, false, {}, nullptr});
+  EXPECT_EQ(first, logits);
+  EXPECT_EQ(second, logits);
   // The penalty comes before the temperature and the suppression.
   p.do_sample = true;
   p.temperature = 0.5f;
