@@ -54,7 +54,8 @@ inline constexpr int64_t kSuperGroups = kSuperBlock / kGroup;
 constexpr int64_t super_groups(int64_t groups) { return (groups + kSuperGroups - 1) / kSuperGroups; }
 
 // Candidates for the scale of a group: the largest magnitude becomes this multiple of it (in pack_q6 and pack_q4
-// minus it, too). Finer steps, or a wider range, lower the error of random weights by less than a 100th (6 bits: a 60th).
+// minus it, too). Finer steps, or a wider range, lower the error of random weights by less than a
+// 100th (6 bits: a 60th).
 inline constexpr int kQ8Candidates = 9, kQ6Candidates = 11, kQ4Candidates = 29;
 constexpr float q8_candidate(int step) { return 127.0f - 0.75f * static_cast<float>(step); }
 constexpr float q6_candidate(int step) { return 27.0f + 0.5f * static_cast<float>(step); }
