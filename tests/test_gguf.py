@@ -167,7 +167,7 @@ def test_other_types_are_dequantized(kind: GgmlType, tmp_path: Path, base_f16: P
         assert found.stored_dtype == "int8"
         tensor = found.tensor("model.embed_tokens.weight", (rows, columns))
         assert tensor.dtype == "float32"
-        assert tensor.int8_at_least
+        assert tensor.least_bits == 8
         with np.errstate(all="ignore"):
             assert np.array_equal(tensor.data, dequantize(raw, kind), equal_nan=True)
         with pytest.raises(ValueError, match="is missing"):

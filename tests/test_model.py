@@ -211,6 +211,31 @@ def test_quantized_gguf_runs_as_it_is(qtype: str, dtype: str, tmp_path: Path) ->
     assert np.sqrt(np.mean((logits[0] - logits[2]) ** 2)) < 0.06 * logits[2].std()
 
 
+def test_six_bits_of_gguf_are_kept_in_int4(tmp_path: Path) -> None:
+    folder = golden_models.random_model(
+        tmp_path / "folder", hidden_size=256, intermediate_size=512, num_attention_heads=4
+    )
+    for qtype, layouts in (("Q6_K", {"panels:q6"}), ("Q4_K_M", {"panels:q6", "panels:q4_mins"})):
+        write_gguf(folder, tmp_path / "model.gguf", qtype)
+        models = [
+            AutoModelForCausalLM.from_pretrained(tmp_path / "model.gguf", dtype=dtype)
+            for dtype in ("int4", "float32")
+        ]
+        found, stored = (model.weights for model in models)
+        six_bits = [name for name in found if found.layout(name) == "panels:q6"]
+        assert {found.layout(name) for name in found} >= layouts
+        assert "model.embed_tokens.weight" in six_bits
+        for name in six_bits:
+            assert np.array_equal(found[name], stored[name]), name
+
+
+def test_embedding_of_floats_has_six_bits_in_int4(base: Golden) -> None:
+    found = golden_models.load("lfm2-base", "int4").weights
+    layouts = {name: found.layout(name) for name in found}
+    assert layouts.pop("model.embed_tokens.weight") == "panels:q6"
+    assert set(layouts.values()) == {"float32", "panels:q4"}
+
+
 def test_auto_dtype_keeps_the_stored_values() -> None:
     expected = {"lfm2-base": "bfloat16", "lfm2-hd128-f32": "float32"}
     expected["llama-gqa3-rope3-f16"] = "float32"

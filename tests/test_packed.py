@@ -84,10 +84,18 @@ def test_the_same_bits_and_configuration(name: str, dtype: str, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("qtype", "layout"),
-    [("Q4_0", "panels:q4"), ("Q4_1", "panels:q4_mins"), ("Q8_0", "panels:q8")],
+    [
+        ("Q4_0", "panels:q4"),
+        ("Q4_1", "panels:q4_mins"),
+        ("Q8_0", "panels:q8"),
+        ("Q4_K_M", "panels:q6"),
+    ],
 )
 def test_quantized_gguf_files(qtype: str, layout: str, tmp_path: Path) -> None:
-    write_gguf(golden_models.GOLDENS / "lfm2-base", tmp_path / "model.gguf", qtype)
+    source = golden_models.random_model(
+        tmp_path / "folder", hidden_size=256, intermediate_size=512, num_attention_heads=4
+    )
+    write_gguf(source, tmp_path / "model.gguf", qtype)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model.gguf", num_threads=1)
     model.save_packed(tmp_path / "model.lfm")
     packed = load(tmp_path / "model.lfm")
@@ -255,7 +263,7 @@ def test_a_write_that_fails_leaves_the_old_file(
 
 
 def test_processes_share_pages(tmp_path: Path, run_python: RunPython) -> None:
-    folder = golden_models.random_model(tmp_path / "model", vocab_size=30_000)
+    folder = golden_models.random_model(tmp_path / "model", vocab_size=40_000)
     path = tmp_path / "model.lfm"
     AutoModelForCausalLM.from_pretrained(folder, dtype="int4").save_packed(path)
     model = load(path, verify=True)  # touches all of it
@@ -369,14 +377,14 @@ NORM = "vectors/model.embedding_norm.weight"
         ("matrices", [], "matrices"),
         ("matrices/EMBEDDING", 7, "embed_tokens.* not described"),
         ("matrices/EMBEDDING/layout", "panels:q3", "embed_tokens.* unknown layout 'panels:q3'"),
-        ("matrices/EMBEDDING/layout", "panels:q4", "embed_tokens.* bytes instead of"),
-        ("matrices/EMBEDDING/layout", "panels:q4_mins", "embed_tokens.* 2 parts instead of 3"),
+        ("matrices/EMBEDDING/layout", "panels:q4", "embed_tokens.* 3 parts instead of 2"),
+        ("matrices/EMBEDDING/layout", "panels:q4_mins", "embed_tokens.* bytes instead of"),
         ("matrices/EMBEDDING/layout", None, "embed_tokens"),
         ("matrices/EMBEDDING/shape", [64, 280], "embed_tokens.* has the shape"),
         ("matrices/EMBEDDING/shape", [280], "embed_tokens.* no matrix"),
         ("matrices/EMBEDDING/shape", [280, -64], "embed_tokens.* invalid shape"),
         ("matrices/EMBEDDING/shape", [280.0, 64], "embed_tokens.* invalid shape"),
-        ("matrices/EMBEDDING/parts", [], "embed_tokens.* 0 parts instead of 2"),
+        ("matrices/EMBEDDING/parts", [], "embed_tokens.* 0 parts instead of 3"),
         ("matrices/EMBEDDING/parts/0", [0, 1], "embed_tokens.* invalid section"),
         ("matrices/EMBEDDING/parts/0/0", lambda x: x + 1, "embed_tokens.* not aligned"),
         ("matrices/EMBEDDING/parts/0/0", lambda x: x + (1 << 40), "embed_tokens.* ends at byte"),

@@ -20,8 +20,8 @@ constexpr Shape kShapes[] = {{"conv_in", 1024, 3072}, {"qkv", 1024, 2048}, {"out
 // More than the caches: in a model, every layer's weights come from memory.
 constexpr size_t kColdBytes = size_t{160} << 20;
 
-// Random weights stored so that packing need not round them.
-std::vector<std::byte> random_weights(ComputeType type, int64_t n, int64_t k, DType& dtype) {
+// Random weights stored so that packing need not round them: for int4 in 4 bits, but 6 for the output head.
+std::vector<std::byte> random_weights(ComputeType type, int64_t n, int64_t k, bool head, DType& dtype) {
   std::mt19937 random(1);
   if (type == ComputeType::f32) {
     dtype = DType::f32;
@@ -42,18 +42,19 @@ std::vector<std::byte> random_weights(ComputeType type, int64_t n, int64_t k, DT
     }
     return data;
   }
-  dtype = type == ComputeType::int8 ? DType::q8_0 : DType::q4_0;
+  dtype = type == ComputeType::int8 ? DType::q8_0 : head ? DType::q6_k : DType::q4_0;
   const auto block = static_cast<size_t>(block_bytes(dtype));
   std::vector<std::byte> data(static_cast<size_t>(n * row_bytes(dtype, k)));
   for (std::byte& b : data) b = static_cast<std::byte>(random());
-  const uint16_t scale = type == ComputeType::int8 ? 0x0c00 : 0x1800;  // fp16 2^-12 and 2^-9
-  for (size_t i = 0; i < data.size(); i += block) std::memcpy(&data[i], &scale, sizeof(scale));
+  const uint16_t scale = dtype == DType::q4_0 ? 0x1800 : 0x0c00;  // fp16 2^-9 and 2^-12
+  const size_t at = dtype == DType::q6_k ? block - sizeof(scale) : 0;
+  for (size_t i = at; i < data.size(); i += block) std::memcpy(&data[i], &scale, sizeof(scale));
   return data;
 }
 
 std::vector<std::unique_ptr<Linear>> cold_copies(const Shape& shape, ComputeType type) {
   DType dtype = DType::f32;
-  const std::vector<std::byte> data = random_weights(type, shape.n, shape.k, dtype);
+  const std::vector<std::byte> data = random_weights(type, shape.n, shape.k, shape.n > 10'000, dtype);
   TensorView view;
   view.name = shape.name;
   view.data = data.data();

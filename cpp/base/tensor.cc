@@ -67,9 +67,12 @@ QuantGroup read_q6_k(const uint8_t* bytes, int64_t g) {
   const uint8_t* low = bytes + g / 4 * 64 + g % 2 * kGroup;
   const uint8_t* high = bytes + 128 + g / 4 * kGroup;
   const auto* scales = reinterpret_cast<const int8_t*>(bytes + 192) + 2 * g;
-  const float scale = half_at(bytes + 208);
   QuantGroup group = {};
-  for (int i = 0; i < 2; ++i) group.scale[i] = scale * static_cast<float>(scales[i]);
+  group.super_scale = half_at(bytes + 208);
+  for (int i = 0; i < 2; ++i) {
+    group.step[i] = scales[i];
+    group.scale[i] = group.super_scale * static_cast<float>(scales[i]);
+  }
   for (int64_t i = 0; i < kGroup; ++i) {
     const int bits = (high[i] >> g % 4 * 2 & 3) << 4 | (g % 4 < 2 ? low[i] & 15 : low[i] >> 4);
     group.q[i] = static_cast<int8_t>(bits - 32);

@@ -14,8 +14,8 @@ struct TensorView {
   const void* data = nullptr;
   DType dtype = DType::f32;
   std::vector<int64_t> shape;
-  // The values were expanded from a quantized type of more than 4 bits: int4 would round them a second time.
-  bool int8_at_least = false;
+  // Floats shall not be rounded to fewer bits than these: 4, 6 or 8.
+  int least_bits = 4;
 
   int64_t rows() const { return shape.size() > 1 ? shape[0] : 1; }
   int64_t cols() const {
@@ -26,10 +26,12 @@ struct TensorView {
   int64_t size() const { return rows() * cols(); }
 };
 
-// 32 stored values taken apart: value i = scale[i / 16] * q[i] + min.
+// 32 stored values taken apart: value i = scale[i / 16] * q[i] + min. q6_k: scale[j] = super_scale * step[j].
 struct QuantGroup {
   float scale[2], min;
   int8_t q[kGroup];
+  float super_scale;
+  int8_t step[2];
 };
 
 // Group `group` of row `row` of a quantized tensor. Exact: products of scales are not rounded.

@@ -87,7 +87,7 @@ TensorView PythonTensorSource::get(const std::string& name, const std::vector<in
   view.shape = stored.attr("shape").cast<std::vector<int64_t>>();
   view.data = data.data();
   check((data.flags() & py::array::c_style) != 0, "tensor '", name, "' is not contiguous in memory");
-  view.int8_at_least = stored.attr("int8_at_least").cast<bool>();
+  view.least_bits = stored.attr("least_bits").cast<int>();
   check(view.cols() % block_values(view.dtype) == 0, "tensor '", name, "' has rows that are not whole ",
         dtype_name(view.dtype), " blocks");
   check(data.nbytes() == view.rows() * row_bytes(view.dtype, view.cols()), "tensor '", name, "' has ", data.nbytes(),

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "base/cpu.h"
+#include "base/dtype.h"
 #include "kernels/kv_page.h"
 
 namespace lfm {
@@ -24,26 +25,40 @@ inline constexpr float kSmallestQ8Max = 1e-36f;
 struct Q8Rows {
   const int8_t* values;  // [rows, groups * 32]
   const float* scales;   // [groups, stride], of which `rows` are used
-  const int32_t* sums;   // [groups, stride]: the group's int8 values, summed, times the sum_factor of its weights
+  const int32_t* sums;   // [groups * per_group, stride], see Q8Sums
   int64_t stride;
 };
+
+// What Q8Rows::sums are, by the format of the weights: the int8 values of each of the `per_group` equal parts of a
+// group, summed, times `factor`: minus the zero point, for integer dot products that start there; 1 for mins.
+struct Q8Sums {
+  int32_t factor;
+  int64_t per_group;
+};
+inline constexpr Q8Sums kQ8Sums = {-128, 1}, kQ6Sums = {-32, 2}, kQ4Sums = {-8, 1}, kMinsSums = {1, 1};
 
 // Quantized weights of 16-row panels, in groups of 32 inputs.
 struct QuantPanels {
   // int8: [panels, groups, 8, 16, 4], input 4j+i of row r at [j][r][i], plus 128.
   // int4: [panels, groups, 4, 16, 4], input 8j+i of row r in the low half of [j][r][i], input 8j+4+i in the high half.
+  // 6 bits: [panels, groups, 2, 3, 16, 4], 16 inputs each: input 4j+i of row r, j < 3, in the low 6 bits of [j][r][i];
+  // the high 2 bits of [0][r][i], [1][r][i] and [2][r][i] are those of input 12+i, from the top.
   const uint8_t* values;
-  const uint16_t* scales;  // [panels, groups, 16] fp16
+  const uint16_t* scales;  // [panels, groups, 16] fp16; 6 bits: [panels, super_groups(groups), 16]
   const uint16_t* mins;    // int4 only, the same shape: weight = scale * q + min; null: weight = scale * (q - 8)
+  const int8_t* steps;     // 6 bits only: [panels, groups, 2, 16], of 16 inputs each: weight = scale * step * (q - 32)
 };
 
-// Q8Rows::sums' factor: minus the zero point, for integer dot products that start there; 1 for weights with mins.
-constexpr int32_t kQ8SumFactor = -128, kQ4SumFactor = -8, kMinsSumFactor = 1;
+// Of 6-bit weights so many groups, or what is left of a row, share an fp16 scale.
+inline constexpr int64_t kSuperGroups = kSuperBlock / kGroup;
+constexpr int64_t super_groups(int64_t groups) { return (groups + kSuperGroups - 1) / kSuperGroups; }
 
-// Candidates for the scale of a group: the largest magnitude becomes this multiple of it (in pack_q4 minus it, too).
-// Finer steps, or a wider range, lower the error of random weights by less than a 100th.
-inline constexpr int kQ8Candidates = 9, kQ4Candidates = 29;
+// Candidates for the scale of a group: the largest magnitude becomes this multiple of it (in pack_q6 and pack_q4
+// minus it, too). Finer steps, or a wider range, lower the error of random weights by less than a
+// 100th (6 bits: a 60th).
+inline constexpr int kQ8Candidates = 9, kQ6Candidates = 11, kQ4Candidates = 29;
 constexpr float q8_candidate(int step) { return 127.0f - 0.75f * static_cast<float>(step); }
+constexpr float q6_candidate(int step) { return 27.0f + 0.5f * static_cast<float>(step); }
 constexpr float q4_candidate(int step) { return 5.0f + 0.25f * static_cast<float>(step); }
 
 // Queries that share one KV head, and one block of kAttentionBlock positions that they look at. Row r is head
@@ -109,13 +124,18 @@ struct Kernels {
                     float* y, int64_t ldy, bool accumulate) noexcept;
 
   // One row x[n] to int8: per group of 32, scale = max|x| / 127, value = round(x / scale).
-  // values have ceil(n / 32) whole groups; scales and sums (times sum_factor) are written `stride` apart.
-  void (*quantize_q8)(const float* x, int64_t n, int32_t sum_factor, int8_t* values, float* scales, int32_t* sums,
+  // values have ceil(n / 32) whole groups; scales, and what `kind` says of sums, are written `stride` apart.
+  void (*quantize_q8)(const float* x, int64_t n, Q8Sums kind, int8_t* values, float* scales, int32_t* sums,
                       int64_t stride) noexcept;
 
-  // The same product for int8 and int4 weights: integer dot products within a group, fp32 over groups in order,
+  // The same product for int8, 6-bit and int4 weights: integer dot products within a group, fp32 over groups in order,
   // sum = fma(dot, scale * x.scale, sum), and where there are mins then fma(x.sum * x.scale, min, sum).
+  // 6 bits: dot is the sum of step * dot of the two halves of a group, an integer below 2^24 (fp32 is exact, too); the
+  // groups that share a scale have a sum of their own, part = fma(dot, x.scale, part), then sum = fma(part, scale,
+  // sum).
   void (*gemm_q8)(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& panels, int64_t features, float* y,
+                  int64_t ldy, bool accumulate) noexcept;
+  void (*gemm_q6)(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& panels, int64_t features, float* y,
                   int64_t ldy, bool accumulate) noexcept;
   void (*gemm_q4)(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& panels, int64_t features, float* y,
                   int64_t ldy, bool accumulate) noexcept;
@@ -139,6 +159,10 @@ struct Kernels {
   // Input i is weighted by importance[i] > 0, [groups * 32]; each candidate is refined by least squares. Scales may be
   // negative: integers reach from -8 to 7.
   void (*pack_q4)(const float* x, int64_t ldx, int64_t groups, const float* importance, uint8_t* values,
+                  uint16_t* scales) noexcept;
+  // The same for 16 inputs at a time, with integers from -32 to 31. The scale of several groups is the largest of
+  // theirs / 127, and each half of a group the nearest step of it.
+  void (*pack_q6)(const float* x, int64_t ldx, int64_t groups, const float* importance, uint8_t* values, int8_t* steps,
                   uint16_t* scales) noexcept;
 };
 

@@ -115,7 +115,7 @@ class Linear {
 // Packs the rows of `parts` ([N_i, K] each, stacked) for `type`. Throws std::invalid_argument naming the tensor
 // when it holds NaN or infinity, or when its values do not fit the type.
 // oneDNN serves fp32 and bf16 where its batch-invariant brgemm kernels exist on `isa`, our panel kernels the rest.
-// int4 keeps tensors that are quantized with more than 4 bits in int8, and quantizes others by the scale of least
+// int4 keeps tensors that are quantized with more than 4 bits in 6 or 8, and quantizes others by the scale of least
 // squared error, each input weighted by importance[K] if it is given (the mean square of its activations, say).
 std::unique_ptr<Linear> make_linear(std::span<const TensorView> parts, ComputeType type, Isa isa,
                                     std::span<const float> importance = {});

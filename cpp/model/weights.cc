@@ -80,11 +80,11 @@ class Loader {
 
   void matrix(const std::string& name, const std::vector<Part>& parts, int64_t cols,
               std::unique_ptr<Linear>& linear) const {
-    load(name, parts, cols, false, linear);
+    load(name, parts, cols, 4, linear);
   }
-  // An int4 model keeps these in int8 unless the file has them in 4 bits.
+  // An int4 model gives these 6 bits where the file has floats: here 4 would cost the most.
   void embedding(const std::string& name, int64_t rows, int64_t cols, std::unique_ptr<Linear>& linear) const {
-    load(name, {{name, rows}}, cols, true, linear);
+    load(name, {{name, rows}}, cols, 6, linear);
   }
   void vector(const std::string& name, const std::vector<int64_t>& shape, std::vector<float>& values) const {
     values = read_all(get(name, shape));
@@ -105,7 +105,7 @@ class Loader {
   }
 
  private:
-  void load(const std::string& name, const std::vector<Part>& parts, int64_t cols, bool int8_at_least,
+  void load(const std::string& name, const std::vector<Part>& parts, int64_t cols, int least_bits,
             std::unique_ptr<Linear>& linear) const {
     if (std::optional<PackedWeights> packed = source_.packed ? source_.packed(name) : std::nullopt) {
       linear = use_packed(name, parts, cols, *packed);
@@ -114,7 +114,7 @@ class Loader {
     std::vector<TensorView> views;
     for (const Part& part : parts) {
       TensorView& view = views.emplace_back(get(part.name, {part.rows, cols}));
-      view.int8_at_least = view.int8_at_least || (int8_at_least && !is_quantized(view.dtype));
+      view.least_bits = std::max(view.least_bits, least_bits);
     }
     const auto importance = source_.importance.find(name);
     const bool given = importance != source_.importance.end();

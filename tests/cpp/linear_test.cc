@@ -11,6 +11,14 @@ namespace {
 
 constexpr ComputeType kTypes[] = {ComputeType::f32, ComputeType::bf16, ComputeType::int8, ComputeType::int4};
 
+// A type, and the bits that float weights keep at least.
+struct Kind {
+  ComputeType type;
+  int least_bits = 4;
+};
+constexpr Kind kKinds[] = {
+    {ComputeType::f32}, {ComputeType::bf16}, {ComputeType::int8}, {ComputeType::int4}, {ComputeType::int4, 6}};
+
 bool is_integer(ComputeType type) { return type == ComputeType::int8 || type == ComputeType::int4; }
 
 // oneDNN is limited to active_isa() once per process, so higher levels are not asked for.
@@ -22,6 +30,12 @@ class LinearTest : public ::testing::TestWithParam<Isa> {
     // oneDNN's other matmuls are slow references or give a row other bits in another batch.
     EXPECT_TRUE(name.starts_with("onednn:brg:") || name.starts_with("panels:")) << name;
     if (GetParam() < Isa::avx512 || is_integer(type)) EXPECT_TRUE(name.starts_with("panels:")) << name;
+    return linear;
+  }
+  std::unique_ptr<Linear> make(std::vector<TensorView> parts, const Kind& kind) const {
+    for (TensorView& part : parts) part.least_bits = kind.least_bits;
+    auto linear = make(parts, kind.type);
+    EXPECT_EQ(linear->implementation() == "panels:q6", kind.least_bits == 6);
     return linear;
   }
   Rng rng{5};
@@ -96,8 +110,8 @@ TEST_P(LinearTest, RandomValuesWithinTheBoundOfTheirType) {
   for (const auto& [k, n] : {std::pair<int64_t, int64_t>{20, 33}, {128, 80}, {200, 48}}) {
     const std::vector<float> w = rng.normals(n * k, 0.1f);
     const std::vector<TensorView> parts = {view_of("w", w, {n, k})};
-    for (const ComputeType type : kTypes) {
-      const auto linear = make(parts, type);
+    for (const Kind& kind : kKinds) {
+      const auto linear = make(parts, kind);
       const std::vector<float> x = rng.normals(3 * k), y = apply(*linear, x, 3);
       std::vector<float> row(static_cast<size_t>(k));
       for (int64_t j = 0; j < n; ++j) {
@@ -105,8 +119,8 @@ TEST_P(LinearTest, RandomValuesWithinTheBoundOfTheirType) {
         for (int64_t m = 0; m < 3; ++m) {
           double sum = 0, bound = 0;
           for (int64_t i = 0; i < k; ++i) {
-            float step = type == ComputeType::bf16 ? std::fabs(x[m * k + i]) / 256 : 0.0f;
-            for (int64_t g = i / 32 * 32; g < std::min(k, (i / 32 + 1) * 32) && is_integer(type); ++g) {
+            float step = kind.type == ComputeType::bf16 ? std::fabs(x[m * k + i]) / 256 : 0.0f;
+            for (int64_t g = i / 32 * 32; g < std::min(k, (i / 32 + 1) * 32) && is_integer(kind.type); ++g) {
               step = std::max(step, std::fabs(x[m * k + g]) / 254);
             }
             sum += double{x[m * k + i]} * row[i];
@@ -115,10 +129,11 @@ TEST_P(LinearTest, RandomValuesWithinTheBoundOfTheirType) {
           ASSERT_NEAR(y[m * n + j], sum, 1.001 * bound + 1e-5) << linear->implementation();
         }
         for (int64_t i = 0; i < k; ++i) {  // the weights themselves: exact, or half a step of bf16 or int8
-          float step = type == ComputeType::bf16 ? std::fabs(w[j * k + i]) / 256 : 0.0f;
-          for (int64_t g = i / 32 * 32; g < std::min(k, (i / 32 + 1) * 32) && is_integer(type); ++g) {
+          float step = kind.type == ComputeType::bf16 ? std::fabs(w[j * k + i]) / 256 : 0.0f;
+          for (int64_t g = i / 32 * 32; g < std::min(k, (i / 32 + 1) * 32) && is_integer(kind.type); ++g) {
             // int4 clips what is far above the rest of its group, if that makes the squared error smaller.
-            step = std::max(step, std::fabs(w[j * k + g]) / (type == ComputeType::int8 ? 238 : 5));
+            const float steps = kind.type == ComputeType::int8 ? 238 : kind.least_bits == 6 ? 40 : 5;
+            step = std::max(step, std::fabs(w[j * k + g]) / steps);
           }
           ASSERT_LE(std::fabs(row[i] - w[j * k + i]), step) << linear->implementation();
         }
@@ -132,8 +147,8 @@ TEST_P(LinearTest, ARowHasTheSameBitsInAnyBatchAndOnAnyThreads) {
     if (k > 1000 && GetParam() < Isa::avx512) continue;  // long sums are cut where oneDNN is used
     const std::vector<float> w = rng.normals(n * k), x = rng.normals(200 * k);
     const std::vector<TensorView> parts = {view_of("w", w, {n, k})};
-    for (const ComputeType type : kTypes) {
-      const auto linear = make(parts, type);
+    for (const Kind& kind : kKinds) {
+      const auto linear = make(parts, kind);
       std::vector<float> want;
       for (const int64_t rows : {200, 1, 2, 3, 4, 5, 8, 17, 64, 65}) {
         for (const int threads : {1, 2, 3}) {
@@ -158,9 +173,9 @@ TEST_P(LinearTest, GatedEqualsTheProductThroughSilu) {
     const std::vector<float> w = rng.normals(n * k), x = rng.normals(200 * k);
     const std::vector<TensorView> parts = {view_of("w1", w, {n / 2, k}),
                                            {"w3", &w[static_cast<size_t>(n / 2 * k)], DType::f32, {n / 2, k}}};
-    for (const ComputeType type : kTypes) {
-      const auto linear = make(parts, type);
-      ASSERT_EQ(linear->gates(), is_integer(type));
+    for (const Kind& kind : kKinds) {
+      const auto linear = make(parts, kind);
+      ASSERT_EQ(linear->gates(), is_integer(kind.type));
       if (!linear->gates()) continue;
       const std::vector<float> product = apply(*linear, x, 200);
       std::vector<float> want(static_cast<size_t>(200 * n / 2));
@@ -185,8 +200,8 @@ TEST_P(LinearTest, GatedEqualsTheProductThroughSilu) {
 TEST_P(LinearTest, SomeOutputsHaveTheBitsOfAll) {
   for (const auto& [k, n] : {std::pair<int64_t, int64_t>{33, 50}, {64, 160}, {200, 97}, {64, 1030}}) {
     const std::vector<float> w = rng.normals(n * k), x = rng.normals(k);
-    for (const ComputeType type : kTypes) {
-      const auto linear = make({view_of("w", w, {n, k})}, type);
+    for (const Kind& kind : kKinds) {
+      const auto linear = make({view_of("w", w, {n, k})}, kind);
       const std::vector<float> all = apply(*linear, x, 1);
       const auto row = [&](int64_t, float* out) { std::copy_n(x.data(), k, out); };
       for (const int64_t every : {int64_t{1}, int64_t{3}, int64_t{90}, n - 1, n}) {
@@ -338,7 +353,9 @@ TEST_P(LinearTest, BlocksOfGgufKeepTheirIntegers) {
       const bool four_bits = type == ComputeType::int4 && dtype != DType::q8_0 && dtype != DType::q5_0 &&
                              dtype != DType::q5_1 && dtype != DType::q5_k && dtype != DType::q6_k;
       if (is_integer(type)) {
-        EXPECT_EQ(linear->implementation(), !four_bits             ? "panels:q8"
+        const bool six_bits = type == ComputeType::int4 && dtype == DType::q6_k;
+        EXPECT_EQ(linear->implementation(), six_bits               ? "panels:q6"
+                                            : !four_bits           ? "panels:q8"
                                             : dtype == DType::q4_0 ? "panels:q4"
                                                                    : "panels:q4_mins");
       }
@@ -347,7 +364,7 @@ TEST_P(LinearTest, BlocksOfGgufKeepTheirIntegers) {
       if (type == ComputeType::int8 && dtype != DType::q8_0 && dtype != DType::q4_0 && dtype != DType::q5_0) {
         bound = 1.0f / 238;
       }
-      if (type == ComputeType::int4 && !four_bits && dtype != DType::q8_0 && dtype != DType::q5_0) bound = 1.0f / 238;
+      if (type == ComputeType::int4 && (dtype == DType::q5_1 || dtype == DType::q5_k)) bound = 1.0f / 238;
       if (type == ComputeType::int4 && dtype == DType::q4_k) bound = 3e-3f;  // scale and minimum may nearly cancel
       for (int64_t r = 0; r < kRows; ++r) {
         ASSERT_TRUE(read_row(blocks.view, r, want.data()));
@@ -364,8 +381,10 @@ TEST_P(LinearTest, PartsOfSeveralTypesTakeTheWidest) {
       q6_k(rng, DType::q6_k, 9, kCols), q5_0(rng, DType::q5_0, 2, kCols);
   const std::vector<float> floats = rng.normals(4 * kCols);
   TensorView wide = view_of("w", floats, {4, kCols});
-  wide.int8_at_least = true;
+  wide.least_bits = 8;
   const TensorView narrow = view_of("w", floats, {4, kCols});
+  TensorView six_bits = narrow;
+  six_bits.least_bits = 6;
   struct Case {
     std::vector<TensorView> parts;
     const char* implementation;
@@ -376,6 +395,9 @@ TEST_P(LinearTest, PartsOfSeveralTypesTakeTheWidest) {
                         {{q4_k.view, q4_0.view, q4_1.view}, "panels:q4_mins", 3e-3f},
                         {{q4_k.view, q4_k.view, q6_k.view}, "panels:q8", 1.0f / 238},
                         {{q5_0.view, q4_0.view}, "panels:q8", 0.0f},
+                        {{q6_k.view, q6_k.view}, "panels:q6", 0.0f},
+                        {{six_bits, six_bits}, "panels:q6", 0.03f},
+                        {{six_bits, q4_0.view}, "panels:q8", 1.0f / 238},
                         {{wide, q4_1.view}, "panels:q8", 1.0f / 238},
                         {{narrow, q4_0.view}, "panels:q4", 0.2f}}) {
     const auto linear = make(c.parts, ComputeType::int4);
@@ -423,6 +445,53 @@ TEST_P(LinearTest, ExtremeScalesOfBlocks) {
               << dtype_name(dtype) << " as " << compute_type_name(type) << ", half " << which;
         }
       }
+    }
+  }
+}
+
+TEST_P(LinearTest, PackedWeightsMakeTheSameLayer) {
+  for (const auto& [k, n] : {std::pair<int64_t, int64_t>{33, 50}, {256, 16}, {600, 97}}) {
+    const std::vector<float> w = rng.normals(n * k), x = rng.normals(9 * k);
+    for (const Kind& kind : kKinds) {
+      if (!is_integer(kind.type)) continue;
+      const auto linear = make({view_of("w", w, {n, k})}, kind);
+      const std::optional<PackedWeights> packed = linear->packed();
+      ASSERT_TRUE(packed.has_value());
+      size_t bytes = 0;
+      for (const auto& part : packed->parts) bytes += part.size();
+      EXPECT_EQ(bytes, linear->nbytes());
+      const auto again = make_linear(*packed, GetParam());
+      EXPECT_EQ(again->implementation(), linear->implementation());
+      const std::vector<float> want = apply(*linear, x, 9), got = apply(*again, x, 9);
+      EXPECT_TRUE(same_bits(got, want)) << linear->implementation();
+      PackedWeights wrong = *packed;
+      wrong.parts.back() = wrong.parts.back().first(wrong.parts.back().size() - 2);
+      EXPECT_TRUE(throws_naming("bytes instead of", [&] { make_linear(wrong, GetParam()); }));
+      wrong.parts.pop_back();
+      EXPECT_TRUE(throws_naming("parts instead of", [&] { make_linear(wrong, GetParam()); }));
+    }
+  }
+}
+
+// The values of a file times activations that int8 holds exactly.
+TEST_P(LinearTest, SixBitsOfGgufMultiplyExactly) {
+  constexpr int64_t kRows = 21, kCols = 768, kInputs = 11;
+  Blocks blocks(rng, DType::q6_k, kRows, kCols);
+  const auto linear = make({blocks.view}, ComputeType::int4);
+  std::vector<float> x(kInputs * kCols), row(kCols), stored(kCols);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = i % 32 == 0 ? 127.0f : static_cast<float>(rng.below(255) - 127);
+  const std::vector<float> y = apply(*linear, x, kInputs);
+  for (int64_t n = 0; n < kRows; ++n) {
+    ASSERT_TRUE(read_row(blocks.view, n, stored.data()));
+    linear->weight_row(n, row.data());
+    ASSERT_TRUE(same_bits(row, stored));
+    for (int64_t m = 0; m < kInputs; ++m) {
+      double sum = 0, size = 0;
+      for (int64_t i = 0; i < kCols; ++i) {
+        sum += double{x[m * kCols + i]} * stored[i];
+        size += std::fabs(double{x[m * kCols + i]} * stored[i]);
+      }
+      ASSERT_NEAR(y[m * kRows + n], sum, 1e-6 * size);
     }
   }
 }

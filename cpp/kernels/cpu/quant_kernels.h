@@ -1,8 +1,9 @@
-// Activations to int8, and matrix products over 16-row panels of int8 and int4 weights, written once over `Vec`,
+// Activations to int8, and matrix products over 16-row panels of int8, 6-bit and int4 weights, written once over `Vec`,
 // `IntVec` and the byte products of a format. Included like panel_kernels.h, whose write_panel it uses.
 
-void quantize_q8(const float* x, int64_t n, int32_t sum_factor, int8_t* values, float* scales, int32_t* sums,
+void quantize_q8(const float* x, int64_t n, Q8Sums kind, int8_t* values, float* scales, int32_t* sums,
                  int64_t stride) noexcept {
+  const int64_t part = kGroup / kind.per_group;
   for (int64_t g = 0; g * kGroup < n; ++g) {
     const int64_t begin = g * kGroup, end = std::min(n, begin + kGroup);
     Vec top = Vec::zero();
@@ -12,33 +13,52 @@ void quantize_q8(const float* x, int64_t n, int32_t sum_factor, int8_t* values, 
     });
     const float max = top.max();
     const float inverse = max > kSmallestQ8Max ? 127.0f / max : 0.0f;
-    int32_t sum = 0;
-    for (int64_t i = begin; i < begin + kGroup; i += Vec::kWidth) {
-      const Vec v = i >= end ? Vec::zero() : load_n(x + i, std::min<int64_t>(Vec::kWidth, end - i));
-      round_to_i8(v * Vec::set(inverse), values + i, sum);
+    for (int64_t i = begin; i < begin + kGroup; sums += stride) {
+      int32_t sum = 0;
+      for (const int64_t stop = i + part; i < stop; i += Vec::kWidth) {
+        const Vec v = i >= end ? Vec::zero() : load_n(x + i, std::min<int64_t>(Vec::kWidth, end - i));
+        round_to_i8(v * Vec::set(inverse), values + i, sum);
+      }
+      *sums = sum * kind.factor;
     }
     scales[g * stride] = max / 127.0f;
-    sums[g * stride] = sum * sum_factor;
   }
 }
 
-// A format says what a group of a panel looks like: kBytes of it, and how quad j (inputs 4j .. 4j+3) of vector i is
-// read; dot4 adds its products with four activations to a sum that began at start(sums).
-struct Q8Format {
-  static constexpr int64_t kBytes = kPanel * kGroup;
-  static constexpr bool kMins = false;
-  static constexpr int64_t kQuadsPerLoad = 1;
+// A format says what a group of a panel looks like: kBytes of it in loads of kQuadsPerLoad quads (inputs 4j .. 4j+3),
+// and how the quads of one are read; dot adds a quad's products with four activations to a sum that began at
+// start(sums). kSteps: see QuantPanels. kRows, kPanels: the largest tile.
+struct PlainFormat {
+  static constexpr bool kMins = false, kSteps = false;
+  // As many sums, integer and fp32, as registers allow, and few loads for each: Zen 4 has one 64-byte load a cycle.
+  static constexpr int kRows = Vec::kWidth == 16 ? 4 : 2, kPanels = Vec::kWidth == 16 ? 3 : 1;
+};
+
+struct Q8Format : PlainFormat {
+  static constexpr int64_t kBytes = kPanel * kGroup, kQuadsPerLoad = 1;
   static constexpr int64_t kAhead = 0, kFetchFrom = 3 / kPanelVecs;
   static void load(const uint8_t* p, ByteVec (&quads)[1]) { quads[0] = ByteVec::load(p); }
   static IntVec start(const int32_t* sum) { return kDotIncludesOffset ? IntVec::set(*sum) : IntVec::set(0); }
   static IntVec dot(IntVec acc, ByteVec w, int32_t quad) { return dot4_q8(acc, w, quad); }
 };
 
+struct Q6Format : PlainFormat {
+  static constexpr int64_t kBytes = kPanel * kGroup / 4 * 3, kQuadsPerLoad = 4;
+  static constexpr bool kSteps = true;
+  // Taking the bits apart costs a fifth of four rows' products: eight rows share it, and fill the registers.
+  static constexpr int kRows = Vec::kWidth == 16 ? 8 : 2, kPanels = 1;
+  static constexpr int64_t kAhead = 4544, kFetchFrom = 2;
+  static void load(const uint8_t* p, ByteVec (&quads)[4]) {
+    split_q6(ByteVec::load(p), ByteVec::load(p + 64), ByteVec::load(p + 128), quads);
+  }
+  static IntVec start(const int32_t* sum) { return IntVec::set(*sum); }
+  static IntVec dot(IntVec acc, ByteVec w, int32_t quad) { return dot4_q4(acc, w, quad); }
+};
+
 template <bool Mins>
-struct Q4Format {
-  static constexpr int64_t kBytes = kPanel * kGroup / 2;
+struct Q4Format : PlainFormat {
+  static constexpr int64_t kBytes = kPanel * kGroup / 2, kQuadsPerLoad = 2;
   static constexpr bool kMins = Mins;
-  static constexpr int64_t kQuadsPerLoad = 2;
   // So much work for each byte leaves too few loads in flight by themselves: a single row prefetches so many bytes
   // ahead, and from so many rows on the next panels are fetched.
   static constexpr int64_t kAhead = 4544, kFetchFrom = 2;
@@ -50,71 +70,145 @@ struct Q4Format {
   static IntVec dot(IntVec acc, ByteVec w, int32_t quad) { return dot4_q4(acc, w, quad); }
 };
 
+template <int R, int P>
+using Dots = IntVec[R][P][kPanelVecs];
+template <int R, int P>
+using Sums = Vec[R][P][kPanelVecs];
+
+template <int R, int P>
+inline void set_zero(Sums<R, P>& sums) {
+  for (auto& r : sums)
+    for (auto& p : r)
+      for (Vec& v : p) v = Vec::zero();
+}
+
+// One row, or what is left of several.
+template <class Format, int R, int P>
+constexpr bool kStreams = R * P == 1 && Format::kAhead > 0;
+
+// The integer sums of R rows and P panels over `count` quads from quad `first` of a group on. base: see quant_tile.
+template <class Format, int R, int P>
+inline void add_quads(const int8_t* const* base, int64_t ld, const uint8_t* values, int64_t panel_bytes, int64_t first,
+                      int64_t count, const int32_t* sums, Dots<R, P>& dot) {
+  constexpr int64_t kQuads = Format::kQuadsPerLoad, kLoad = Format::kBytes / (kGroup / 4) * kQuads;
+  for (int r = 0; r < R; ++r)
+    for (auto& p : dot[r])
+      for (IntVec& d : p) d = Format::start(sums + r);
+#pragma GCC unroll 8
+  for (int64_t j = first; j < first + count; j += kQuads) {
+    ByteVec quads[P][kPanelVecs][kQuads];
+    for (int p = 0; p < P; ++p) {
+      const uint8_t* at = values + p * panel_bytes + j / kQuads * kLoad;
+      if constexpr (kStreams<Format, R, P>) {
+        for (int64_t line = 0; line < kLoad; line += kLine) __builtin_prefetch(at + Format::kAhead + line);
+      }
+      for (int i = 0; i < kPanelVecs; ++i) Format::load(at + i * Vec::kWidth * 4, quads[p][i]);
+    }
+#pragma GCC unroll 4
+    for (int64_t q = 0; q < kQuads; ++q) {
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        int32_t quad;
+        std::memcpy(&quad, base[r / 3] + r % 3 * ld + (j + q) * 4, sizeof(quad));
+        for (int p = 0; p < P; ++p)
+          for (int i = 0; i < kPanelVecs; ++i) dot[r][p][i] = Format::dot(dot[r][p][i], quads[p][i][q], quad);
+      }
+    }
+  }
+}
+
+// total = the integer sums of half a group times the steps of its rows of W (+ total, of the other half). Exact.
+template <bool First, int R, int P>
+inline void add_steps(const int8_t* steps, int64_t panel_lanes, const Dots<R, P>& dot, Sums<R, P>& total) {
+  for (int p = 0; p < P; ++p)
+    for (int i = 0; i < kPanelVecs; ++i) {
+      const Vec step = IntVec::load_i8(steps + p * panel_lanes * 2 + i * Vec::kWidth).to_float();
+      for (int r = 0; r < R; ++r) {
+        const Vec d = dot[r][p][i].to_float();
+        total[r][p][i] = First ? d * step : Vec::fma(d, step, total[r][p][i]);
+      }
+    }
+}
+
+// sum += part * scale, where the groups that share a scale end, and part = 0.
+template <int R, int P>
+inline void add_part(Sums<R, P>& part, const uint16_t* scales, int64_t panel_scales, Sums<R, P>& sum) {
+  for (int p = 0; p < P; ++p)
+    for (int i = 0; i < kPanelVecs; ++i) {
+      const Vec scale = Vec::load_f16(scales + p * panel_scales + i * Vec::kWidth);
+      for (int r = 0; r < R; ++r) sum[r][p][i] = Vec::fma(part[r][p][i], scale, sum[r][p][i]);
+    }
+  set_zero<R, P>(part);
+}
+
+// The fp16 scales of a panel.
+template <class Format>
+constexpr int64_t scale_lanes(int64_t groups) {
+  return (Format::kSteps ? super_groups(groups) : groups) * kPanel;
+}
+
 // R rows of x times P panels. Rows are addressed as three offsets of few base pointers, or they would not fit in
 // registers.
 template <class Format, int R, int P>
 inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const QuantPanels& w, int64_t panel,
                        int64_t features, float* y, int64_t ldy, bool accumulate, Ahead ahead) noexcept {
-  constexpr bool kStreams = R * P == 1 && Format::kAhead > 0;  // one row, or what is left of several
   constexpr int kBases = (R + 2) / 3;
-  constexpr int64_t kQuads = Format::kQuadsPerLoad;
   const int64_t ld = groups * kGroup;
   const int8_t* base[kBases];
   for (int b = 0; b < kBases; ++b) base[b] = x.values + (row + 3 * b) * ld;
   const float* x_scales = x.scales + row;
   const int32_t* sums = x.sums + row;
   const uint8_t* values = w.values + panel * groups * Format::kBytes;
-  const int64_t first_scale = panel * groups * kPanel;
-  const uint16_t* scales = w.scales + first_scale;
+  const int64_t panel_bytes = groups * Format::kBytes, panel_lanes = groups * kPanel;
+  const int64_t panel_scales = scale_lanes<Format>(groups);
+  const uint16_t* scales = w.scales + panel * panel_scales;
   // The sums are written a row apart, mostly in pages of their own: let the lines arrive meanwhile.
   for (int r = 0; r < R; ++r)
     for (int p = 0; p < P; ++p) prefetch_write(y + r * ldy + p * kPanel);
-  Vec sum[R][P][kPanelVecs];
-  for (auto& r : sum)
-    for (auto& p : r)
-      for (Vec& v : p) v = Vec::zero();
+  Sums<R, P> sum, part;
+  set_zero<R, P>(sum);
+  set_zero<R, P>(part);
   for (int64_t g = 0; g < groups; ++g) {
-    IntVec dot[R][P][kPanelVecs];
-    for (int r = 0; r < R; ++r)
-      for (auto& p : dot[r])
-        for (IntVec& d : p) d = Format::start(sums + r);
-#pragma GCC unroll 8
-    for (int64_t j = 0; j < kGroup / 4; j += kQuads) {
-      ByteVec quads[P][kPanelVecs][kQuads];
+    Dots<R, P> dot;
+    if constexpr (Format::kSteps) {
+      constexpr int64_t kQuads = kGroup / 8;  // of a half
+      const int8_t* steps = w.steps + (panel * groups + g) * 2 * kPanel;
+      Sums<R, P> total;
+      add_quads<Format, R, P>(base, ld, values, panel_bytes, 0, kQuads, sums, dot);
+      add_steps<true, R, P>(steps, panel_lanes, dot, total);
+      add_quads<Format, R, P>(base, ld, values, panel_bytes, kQuads, kQuads, sums + x.stride, dot);
+      add_steps<false, R, P>(steps + kPanel, panel_lanes, dot, total);
+      for (int r = 0; r < R; ++r)
+        for (int p = 0; p < P; ++p)
+          for (int i = 0; i < kPanelVecs; ++i) {
+            part[r][p][i] = Vec::fma(total[r][p][i], Vec::set(x_scales[r]), part[r][p][i]);
+          }
+      if ((g + 1) % kSuperGroups == 0 || g + 1 == groups) {
+        add_part<R, P>(part, scales, panel_scales, sum);
+        scales += kPanel;
+      }
+      sums += 2 * x.stride;
+    } else {
+      add_quads<Format, R, P>(base, ld, values, panel_bytes, 0, kGroup / 4, sums, dot);
       for (int p = 0; p < P; ++p)
         for (int i = 0; i < kPanelVecs; ++i) {
-          const uint8_t* at = values + p * groups * Format::kBytes + (j / kQuads * kPanel + i * Vec::kWidth) * 4;
-          if constexpr (kStreams) __builtin_prefetch(at + Format::kAhead);
-          Format::load(at, quads[p][i]);
-        }
-#pragma GCC unroll 2
-      for (int64_t q = 0; q < kQuads; ++q) {
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-          int32_t quad;
-          std::memcpy(&quad, base[r / 3] + r % 3 * ld + (j + q) * 4, sizeof(quad));
-          for (int p = 0; p < P; ++p)
-            for (int i = 0; i < kPanelVecs; ++i) dot[r][p][i] = Format::dot(dot[r][p][i], quads[p][i][q], quad);
-        }
-      }
-    }
-    for (int p = 0; p < P; ++p)
-      for (int i = 0; i < kPanelVecs; ++i) {
-        const int64_t lane = p * groups * kPanel + i * Vec::kWidth;
-        const Vec scale = Vec::load_f16(scales + lane);
-        for (int r = 0; r < R; ++r) {
-          sum[r][p][i] = Vec::fma(dot[r][p][i].to_float(), scale * Vec::set(x_scales[r]), sum[r][p][i]);
-        }
-        if constexpr (Format::kMins) {
-          const Vec min = Vec::load_f16(w.mins + first_scale + g * kPanel + lane);
+          const int64_t lane = p * panel_lanes + i * Vec::kWidth;
+          const Vec scale = Vec::load_f16(scales + lane);
           for (int r = 0; r < R; ++r) {
-            sum[r][p][i] = Vec::fma(Vec::set(static_cast<float>(sums[r]) * x_scales[r]), min, sum[r][p][i]);
+            sum[r][p][i] = Vec::fma(dot[r][p][i].to_float(), scale * Vec::set(x_scales[r]), sum[r][p][i]);
+          }
+          if constexpr (Format::kMins) {
+            const Vec min = Vec::load_f16(w.mins + (panel * groups + g) * kPanel + lane);
+            for (int r = 0; r < R; ++r) {
+              sum[r][p][i] = Vec::fma(Vec::set(static_cast<float>(sums[r]) * x_scales[r]), min, sum[r][p][i]);
+            }
           }
         }
-      }
-    if constexpr (!kStreams) ahead.turn<2>();
+      scales += kPanel, sums += x.stride;
+    }
+    if constexpr (!kStreams<Format, R, P>) ahead.turn<2>();
     for (const int8_t*& b : base) b += kGroup;
-    x_scales += x.stride, sums += x.stride, values += Format::kBytes, scales += kPanel;
+    x_scales += x.stride, values += Format::kBytes;
   }
   for (int r = 0; r < R; ++r)
     for (int p = 0; p < P; ++p) {
@@ -140,18 +234,22 @@ inline void quant_tile_of(int64_t rows, const Q8Rows& x, int64_t row, int64_t gr
 template <class Format, int R, int P>
 inline void quant_rows(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& w, int64_t first,
                        int64_t features, float* y, int64_t ldy, bool accumulate) noexcept {
-  constexpr int64_t kBytes = P * Format::kBytes, kScaleBytes = P * kPanel * sizeof(uint16_t);  // of a group
+  constexpr int64_t kBytes = P * Format::kBytes;  // of a group
   const int64_t tiles = (rows + R - 1) / R;
   const auto share = [&](int64_t bytes) { return (bytes / kLine + tiles - 1) / tiles * kLine; };
   const bool fetch = rows >= std::max<int64_t>(2, Format::kFetchFrom);
-  const int64_t of_group = fetch ? share(kBytes) : 0, scales_of_tile = fetch ? share(groups * kScaleBytes) : 0;
+  const int64_t lanes = scale_lanes<Format>(groups);
+  const int64_t of_group = fetch ? share(kBytes) : 0, scales_of_tile = fetch ? share(P * lanes * 2) : 0;
+  const int64_t steps_of_tile = fetch && Format::kSteps ? share(P * groups * kPanel * 2) : 0;
   int64_t n = first * kPanel;
   for (; n + (P - 1) * kPanel < features; n += P * kPanel) {
-    const int64_t next = (n / kPanel + P) * groups;
-    Ahead values = {reinterpret_cast<const char*>(w.values + next * Format::kBytes), of_group};
-    Ahead scales = {reinterpret_cast<const char*>(w.scales + next * kPanel), scales_of_tile};
+    const int64_t next = n / kPanel + P;
+    Ahead values = {reinterpret_cast<const char*>(w.values + next * groups * Format::kBytes), of_group};
+    Ahead scales = {reinterpret_cast<const char*>(w.scales + next * lanes), scales_of_tile};
+    Ahead steps = {nullptr, steps_of_tile};
+    if constexpr (Format::kSteps) steps.next = reinterpret_cast<const char*>(w.steps + next * groups * 2 * kPanel);
     for (int64_t r = 0; r < rows; r += R, values.next += groups * of_group) {
-      scales.turn<2>();
+      scales.turn<2>(), steps.turn<2>();
       quant_tile_of<Format, R, P>(rows - r, x, r, groups, w, n / kPanel, features - n, y + r * ldy + n, ldy, accumulate,
                                   values);
     }
@@ -166,8 +264,7 @@ inline void quant_rows(const Q8Rows& x, int64_t rows, int64_t groups, const Quan
 template <class Format>
 void gemm_quant(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& panels, int64_t features, float* y,
                 int64_t ldy, bool accumulate) noexcept {
-  // As many sums, integer and fp32, as registers allow, and few loads for each: Zen 4 has one 64-byte load a cycle.
-  constexpr int kRows = Vec::kWidth == 16 ? 4 : 2, kPanels = Vec::kWidth == 16 ? 3 : 1;
+  constexpr int kRows = Format::kRows, kPanels = Format::kPanels;
   // Few rows panel by panel, where memory is the limit: one sequential stream is what the prefetchers follow best.
   const auto product = rows < kRows ? quant_rows<Format, kRows - 1, 1> : quant_rows<Format, kRows, kPanels>;
   product(x, rows, groups, panels, 0, features, y, ldy, accumulate);

@@ -162,22 +162,22 @@ void gemm(const float* x, int64_t ldx, int64_t rows, int64_t k, const T* panels,
   }
 }
 
-void quantize_q8(const float* x, int64_t n, int32_t sum_factor, int8_t* values, float* scales, int32_t* sums,
+void quantize_q8(const float* x, int64_t n, Q8Sums kind, int8_t* values, float* scales, int32_t* sums,
                  int64_t stride) noexcept {
   for (int64_t g = 0; g * kGroup < n; ++g) {
     const int64_t count = std::min(kGroup, n - g * kGroup);
     float max = 0.0f;
     for (int64_t i = 0; i < count; ++i) max = std::max(max, std::fabs(x[g * kGroup + i]));
     const float inverse = max > kSmallestQ8Max ? 127.0f / max : 0.0f;
-    int32_t sum = 0;
+    int32_t* sum = sums + g * kind.per_group * stride;
+    for (int64_t part = 0; part < kind.per_group; ++part) sum[part * stride] = 0;
     for (int64_t i = 0; i < kGroup; ++i) {
       const float v = i < count ? x[g * kGroup + i] : 0.0f;
       const auto q = static_cast<int32_t>(std::nearbyint(v * inverse));
       values[g * kGroup + i] = static_cast<int8_t>(q);
-      sum += q;
+      sum[i * kind.per_group / kGroup * stride] += q * kind.factor;
     }
     scales[g * stride] = max / 127.0f;
-    sums[g * stride] = sum * sum_factor;
   }
 }
 
@@ -190,12 +190,20 @@ int q4_weight(const QuantPanels& w, int64_t block, int64_t lane, int64_t i) {
   return (i % 8 < 4 ? both & 15 : both >> 4) - (w.mins != nullptr ? 0 : 8);
 }
 
+int q6_weight(const QuantPanels& w, int64_t block, int64_t lane, int64_t i) {
+  const int64_t half = block * 2 + i / 16, j = i % 16 / 4;
+  const uint8_t* bytes = w.values + (half * 3 * kPanel + lane) * 4 + i % 4;
+  const int a = bytes[0], b = bytes[kPanel * 4], c = bytes[kPanel * 8];
+  const int q = j == 0 ? a & 63 : j == 1 ? b & 63 : j == 2 ? c & 63 : (a >> 6) << 4 | (b >> 6) << 2 | c >> 6;
+  return (q - 32) * w.steps[half * kPanel + lane];
+}
+
 template <int (*weight)(const QuantPanels&, int64_t, int64_t, int64_t)>
 void gemm_quant(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& panels, int64_t features, float* y,
                 int64_t ldy, bool accumulate) noexcept {
   for (int64_t m = 0; m < rows; ++m) {
     for (int64_t n = 0; n < features; ++n) {
-      float total = 0.0f;
+      float total = 0.0f, part = 0.0f;
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t block = n / kPanel * groups + g, lane = n % kPanel;
         const int8_t* a = x.values + (m * groups + g) * kGroup;
@@ -205,6 +213,14 @@ void gemm_quant(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels
           sum += a[i];
         }
         const float x_scale = x.scales[g * x.stride + m];
+        if (panels.steps != nullptr) {
+          part = std::fma(static_cast<float>(dot), x_scale, part);
+          if ((g + 1) % kSuperGroups != 0 && g + 1 < groups) continue;
+          const int64_t super = n / kPanel * super_groups(groups) + g / kSuperGroups;
+          total = std::fma(part, f16_to_f32(panels.scales[super * kPanel + lane]), total);
+          part = 0.0f;
+          continue;
+        }
         total = std::fma(static_cast<float>(dot), f16_to_f32(panels.scales[block * kPanel + lane]) * x_scale, total);
         if (panels.mins != nullptr) {
           total = std::fma(static_cast<float>(sum) * x_scale, f16_to_f32(panels.mins[block * kPanel + lane]), total);
@@ -223,9 +239,9 @@ void to_bf16(const float* x, int64_t n, uint16_t* out) noexcept {
 float clamped_round(float v, float low, float high) { return std::min(std::max(std::nearbyint(v), low), high); }
 float inverse_or_zero(float v) { return std::fabs(v) > kSmallestQ8Max ? 1.0f / v : 0.0f; }
 
-float largest_magnitude(const float* x) {
+float largest_magnitude(const float* x, int64_t n) {
   float top = 0.0f;
-  for (int64_t i = 0; i < kGroup; ++i) top = std::max(top, std::fabs(x[i]));
+  for (int64_t i = 0; i < n; ++i) top = std::max(top, std::fabs(x[i]));
   return top;
 }
 
@@ -249,7 +265,7 @@ void pack_q8(const float* x, int64_t ldx, int64_t groups, uint8_t* values, uint1
     for (int64_t g = 0; g < groups; ++g) {
       const float* group = x + r * ldx + g * kGroup;
       uint16_t& scale = scales[g * kPanel + r];
-      const float top = largest_magnitude(group);
+      const float top = largest_magnitude(group, kGroup);
       scale = f32_to_f16(best_q8_scale(group, top) * top);
       const float inverse = inverse_or_zero(f16_to_f32(scale));  // of the scale that is stored, not of the exact one
       for (int64_t i = 0; i < kGroup; ++i) {
@@ -260,22 +276,23 @@ void pack_q8(const float* x, int64_t ldx, int64_t groups, uint8_t* values, uint1
   }
 }
 
-// The same for int4, weighted by importance.
-float best_q4_scale(const float* x, float top, const float* importance) {
+// The same for n values and integers from -limit to limit - 1, weighted by importance.
+float best_scale(const float* x, int64_t n, float top, const float* importance, float limit, int candidates,
+                 float (*candidate)(int)) {
   float best = 0.0f, scale = 0.0f;
   const auto consider = [&](float inverse) {
     float yq = 0.0f, qq = 0.0f;
-    for (int64_t i = 0; i < kGroup; ++i) {
-      const float y = x[i] * inverse_or_zero(top), q = clamped_round(y * inverse, -8.0f, 7.0f);
+    for (int64_t i = 0; i < n; ++i) {
+      const float y = x[i] * inverse_or_zero(top), q = clamped_round(y * inverse, -limit, limit - 1.0f);
       yq = std::fma(importance[i] * y, q, yq);
       qq = std::fma(importance[i] * q, q, qq);
     }
     const float own = yq / qq, gain = yq * own;
     if (gain > best) best = gain, scale = own;
   };
-  for (int step = 0; step < kQ4Candidates; ++step) {
-    consider(q4_candidate(step));
-    consider(-q4_candidate(step));
+  for (int step = 0; step < candidates; ++step) {
+    consider(candidate(step));
+    consider(-candidate(step));
   }
   consider(inverse_or_zero(scale));
   return scale;
@@ -286,14 +303,54 @@ void pack_q4(const float* x, int64_t ldx, int64_t groups, const float* importanc
   for (int64_t r = 0; r < kPanel; ++r) {
     for (int64_t g = 0; g < groups; ++g) {
       const float* group = x + r * ldx + g * kGroup;
-      const float top = largest_magnitude(group);
+      const float top = largest_magnitude(group, kGroup);
       uint16_t& scale = scales[g * kPanel + r];
-      scale = f32_to_f16(best_q4_scale(group, top, importance + g * kGroup) * top);
+      scale =
+          f32_to_f16(best_scale(group, kGroup, top, importance + g * kGroup, 8.0f, kQ4Candidates, q4_candidate) * top);
       const float inverse = inverse_or_zero(f16_to_f32(scale));
       for (int64_t i = 0; i < kGroup; ++i) {
         const auto q = static_cast<int>(clamped_round(group[i] * inverse, -8.0f, 7.0f)) + 8;
         uint8_t& byte = values[((g * kGroup / 8 + i / 8) * kPanel + r) * 4 + i % 4];
         byte = static_cast<uint8_t>(i % 8 < 4 ? q : byte | q << 4);
+      }
+    }
+  }
+}
+
+// The 16 values of half a group as integers in their places.
+void store_q6(const float* x, float inverse, uint8_t* values) {
+  for (int64_t i = 0; i < 16; ++i) {
+    const int q = static_cast<int>(clamped_round(x[i] * inverse, -32.0f, 31.0f)) + 32;
+    uint8_t* bytes = values + i % 4;
+    if (i < 12) {
+      bytes[i / 4 * kPanel * 4] = static_cast<uint8_t>(q);
+    } else {
+      for (int64_t j = 0; j < 3; ++j) bytes[j * kPanel * 4] |= static_cast<uint8_t>((q >> (4 - 2 * j) & 3) << 6);
+    }
+  }
+}
+
+void pack_q6(const float* x, int64_t ldx, int64_t groups, const float* importance, uint8_t* values, int8_t* steps,
+             uint16_t* scales) noexcept {
+  constexpr int64_t kHalf = kGroup / 2, kHalves = kSuperGroups * 2;
+  for (int64_t r = 0; r < kPanel; ++r) {
+    for (int64_t first = 0; first < groups * 2; first += kHalves) {
+      const int64_t count = std::min(kHalves, groups * 2 - first);
+      float own[kHalves];
+      for (int64_t h = 0; h < count; ++h) {
+        const int64_t i = (first + h) * kHalf;
+        const float* half = x + r * ldx + i;
+        const float top = largest_magnitude(half, kHalf);
+        own[h] = best_scale(half, kHalf, top, importance + i, 32.0f, kQ6Candidates, q6_candidate) * top;
+      }
+      uint16_t& scale = scales[first / kHalves * kPanel + r];
+      scale = f32_to_f16(largest_magnitude(own, count) / 127.0f);
+      const float stored = f16_to_f32(scale), inverse = inverse_or_zero(stored);
+      for (int64_t h = 0; h < count; ++h) {
+        const float step = clamped_round(own[h] * inverse, -127.0f, 127.0f);
+        const int64_t half = first + h;
+        steps[half * kPanel + r] = static_cast<int8_t>(step);
+        store_q6(x + r * ldx + half * kHalf, inverse_or_zero(stored * step), values + (half * 3 * kPanel + r) * 4);
       }
     }
   }
@@ -332,12 +389,14 @@ const Kernels kReferenceKernels = {
     .gemm_bf16 = gemm<uint16_t>,
     .quantize_q8 = quantize_q8,
     .gemm_q8 = gemm_quant<q8_weight>,
+    .gemm_q6 = gemm_quant<q6_weight>,
     .gemm_q4 = gemm_quant<q4_weight>,
     .blocked_f32 = blocked<float>,
     .blocked_bf16 = blocked<uint16_t>,
     .to_bf16 = to_bf16,
     .pack_q8 = pack_q8,
     .pack_q4 = pack_q4,
+    .pack_q6 = pack_q6,
 };
 
 }  // namespace lfm

@@ -74,10 +74,12 @@ constexpr Kernels kSimdKernels = {
     .gemm_bf16 = gemm<uint16_t>,
     .quantize_q8 = quantize_q8,
     .gemm_q8 = gemm_quant<Q8Format>,
+    .gemm_q6 = gemm_quant<Q6Format>,
     .gemm_q4 = gemm_q4,
     .blocked_f32 = nullptr,
     .blocked_bf16 = nullptr,
     .to_bf16 = to_bf16,
     .pack_q8 = pack_q8,
     .pack_q4 = pack_q4,
+    .pack_q6 = pack_q6,
 };

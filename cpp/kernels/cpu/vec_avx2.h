@@ -75,8 +75,12 @@ struct IntVec {
   __m256i v;
   static IntVec set(int32_t x) { return {_mm256_set1_epi32(x)}; }
   static IntVec of(Vec x) { return {_mm256_cvtps_epi32(x.v)}; }  // nearest even
+  static IntVec load_i8(const int8_t* p) {
+    return {_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
+  }
   Vec to_float() const { return {_mm256_cvtepi32_ps(v)}; }
   void store(uint8_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  friend IntVec operator&(IntVec a, IntVec b) { return {_mm256_and_si256(a.v, b.v)}; }
   friend IntVec operator|(IntVec a, IntVec b) { return {_mm256_or_si256(a.v, b.v)}; }
   template <int kBits>
   IntVec shifted() const {
@@ -92,6 +96,17 @@ struct ByteVec {
   ByteVec high_halves() const { return {_mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15))}; }
 };
 
+// Three quads of 6 bits, and a fourth from the high 2 bits of each; see QuantPanels.
+inline void split_q6(ByteVec a, ByteVec b, ByteVec c, ByteVec (&quads)[4]) {
+  const __m256i low = _mm256_set1_epi8(0x3f);
+  quads[0] = {_mm256_and_si256(a.v, low)};
+  quads[1] = {_mm256_and_si256(b.v, low)};
+  quads[2] = {_mm256_and_si256(c.v, low)};
+  const __m256i first = _mm256_and_si256(_mm256_srli_epi16(a.v, 2), _mm256_set1_epi8(0x30));
+  const __m256i two = _mm256_or_si256(first, _mm256_and_si256(_mm256_srli_epi16(b.v, 4), _mm256_set1_epi8(0x0c)));
+  quads[3] = {_mm256_or_si256(two, _mm256_and_si256(_mm256_srli_epi16(c.v, 6), _mm256_set1_epi8(0x03)))};
+}
+
 // acc + sum over 4 inputs of (w - 128) * a per lane; w as stored (plus 128), a: four int8 packed in `quad`.
 inline constexpr bool kDotIncludesOffset = false;
 inline IntVec dot4_q8(IntVec acc, ByteVec w, int32_t quad) {
@@ -102,7 +117,7 @@ inline IntVec dot4_q8(IntVec acc, ByteVec w, int32_t quad) {
   return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
 }
 
-// The same for w in 0..15 as it is: the caller starts acc at minus the zero point times sum(a).
+// The same for w in 0..63 as it is: the caller starts acc at minus the zero point times sum(a).
 inline IntVec dot4_q4(IntVec acc, ByteVec w, int32_t quad) {
   const __m256i pairs = _mm256_maddubs_epi16(w.v, _mm256_set1_epi32(quad));
   return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};

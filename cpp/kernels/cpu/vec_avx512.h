@@ -65,8 +65,12 @@ struct IntVec {
   __m512i v;
   static IntVec set(int32_t x) { return {_mm512_set1_epi32(x)}; }
   static IntVec of(Vec x) { return {_mm512_cvtps_epi32(x.v)}; }  // nearest even
+  static IntVec load_i8(const int8_t* p) {
+    return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+  }
   Vec to_float() const { return {_mm512_cvtepi32_ps(v)}; }
   void store(uint8_t* p) const { _mm512_storeu_si512(p, v); }
+  friend IntVec operator&(IntVec a, IntVec b) { return {_mm512_and_si512(a.v, b.v)}; }
   friend IntVec operator|(IntVec a, IntVec b) { return {_mm512_or_si512(a.v, b.v)}; }
   template <int kBits>
   IntVec shifted() const {
@@ -81,6 +85,18 @@ struct ByteVec {
   ByteVec low_halves() const { return {_mm512_and_si512(v, _mm512_set1_epi8(15))}; }
   ByteVec high_halves() const { return {_mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15))}; }
 };
+
+// Three quads of 6 bits, and a fourth from the high 2 bits of each; see QuantPanels.
+inline void split_q6(ByteVec a, ByteVec b, ByteVec c, ByteVec (&quads)[4]) {
+  const __m512i low = _mm512_set1_epi8(0x3f);
+  quads[0] = {_mm512_and_si512(a.v, low)};
+  quads[1] = {_mm512_and_si512(b.v, low)};
+  quads[2] = {_mm512_and_si512(c.v, low)};
+  // x & y | z
+  const __m512i last = _mm512_and_si512(_mm512_srli_epi16(c.v, 6), _mm512_set1_epi8(0x03));
+  const __m512i two = _mm512_ternarylogic_epi32(_mm512_srli_epi16(b.v, 4), _mm512_set1_epi8(0x0c), last, 0xea);
+  quads[3] = {_mm512_ternarylogic_epi32(_mm512_srli_epi16(a.v, 2), _mm512_set1_epi8(0x30), two, 0xea)};
+}
 
 // acc + sum over 4 inputs of w * a per lane, w as stored (with its zero point): the caller starts acc at minus the
 // zero point times sum(a).

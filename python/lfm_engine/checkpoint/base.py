@@ -35,13 +35,13 @@ class StoredTensor(NamedTuple):
       ``"q6_k"``: NumPy ``uint8`` ``[rows, bytes]``, blocks of GGUF's type of that name, and `shape`
       is the logical ``(rows, cols)``.
 
-    `int8_at_least`: floats that a model in int4 shall keep in int8.
+    `least_bits`: a model in int4 rounds floats to no fewer bits than these: 4, 6 or 8.
     """
 
     data: npt.NDArray[Any]
     dtype: str
     shape: tuple[int, ...]
-    int8_at_least: bool = False
+    least_bits: int = 4
 
     def to_float32(self) -> npt.NDArray[np.float32]:
         """The values as a float32 array of the shape `shape`; a new array unless it is float32."""

@@ -98,7 +98,8 @@ class GgufCheckpoint(Checkpoint):
         if self.config.architecture == "llama":
             data = self._unpermuted(name, data)
         # What a quantized file has as floats, or in types that were expanded, is not for 4 bits.
-        return StoredTensor(data, dtype, tuple(shape), self.stored_dtype in ("int8", "int4"))
+        least_bits = 8 if self.stored_dtype in ("int8", "int4") else 4
+        return StoredTensor(data, dtype, tuple(shape), least_bits)
 
     def release(self, name: str) -> None:
         entry = self._entry(name)
