@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,6 +107,20 @@ def for_speed(folder: Path, found: list[Candidate]) -> list[Candidate]:
             name = f"{c.name}, kv int8"
             result.append(replace(best, name=name, kv_dtype="int8", min_depth=8192))
     return result
+
+
+def settle(path: Path) -> None:
+    """Has a packed file read into the page cache anew, in huge pages where the system has them.
+
+    That is how it lies there after a reboot. A file that was just copied lies there in small pages,
+    which one core reads a fifth slower.
+    """
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
+            view.madvise(mmap.MADV_HUGEPAGE)
+            for offset in range(0, len(view), mmap.PAGESIZE):
+                view[offset]
 
 
 def for_loads(folder: Path, found: list[Candidate]) -> list[Candidate]:

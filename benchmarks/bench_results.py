@@ -12,7 +12,7 @@ from lfm_engine.checkpoint import ModelConfig
 
 OURS = "lfm-engine"
 # Bits of a weight, group scales included: of the matrices, and of the output head.
-BITS = {"bfloat16": (16.0, 16.0), "int8": (8.5, 8.5), "int4": (4.5, 8.5)}
+BITS = {"bfloat16": (16.0, 16.0), "int8": (8.5, 8.5), "int4": (4.5, 6.5625)}
 KV_BYTES = {"bfloat16": 2.0, "int8": 1.0}  # and int8's scales: KV_SCALE a head
 KV_SCALE = 2
 

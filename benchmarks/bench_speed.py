@@ -47,7 +47,16 @@ from pathlib import Path
 from typing import Any
 
 from bench_bars import speed_bars
-from bench_candidates import ENGINES, Candidate, Task, candidates, files, for_loads, for_speed
+from bench_candidates import (
+    ENGINES,
+    Candidate,
+    Task,
+    candidates,
+    files,
+    for_loads,
+    for_speed,
+    settle,
+)
 from bench_report import load_table, speed_tables
 from bench_results import Model
 from bench_rounds import Limits, Rounds, Worker, start
@@ -238,6 +247,8 @@ def main() -> int:
         report: dict[str, Any] = {"processor": processor(), "model": asdict(bench.model)}
         report |= {"command": sys.argv[1:], "groups": [], "loads": [], "not_run": bench.not_run}
         print(report["processor"], flush=True)
+        for path in {c.file for c in for_speed(options.folder, found) if c.file.suffix == ".lfm"}:
+            settle(path)
         for threads in options.threads:
             group = bench.speed(threads, for_speed(options.folder, found), options.tasks[threads])
             report["groups"].append({**group, "results": [asdict(r) for r in group["results"]]})
