@@ -163,11 +163,12 @@ double relative_error(const std::vector<float>& got, const Rows& want) {
   return std::sqrt(difference / size);
 }
 
-// The model with the values that its matrices have in int4; embedding and head stay.
+// The model with the values that its matrices have in int4: embedding and head in 6 bits, the others in 4.
 TinyModel rounded_to_int4(TinyModel tiny) {
   for (auto& [name, tensor] : tiny.tensors) {
-    if (tensor.shape.size() != 2 || name.find("layers") == std::string::npos) continue;
-    const std::vector<TensorView> parts = {view_of(name, tensor.values, tensor.shape)};
+    if (tensor.shape.size() != 2) continue;
+    std::vector<TensorView> parts = {view_of(name, tensor.values, tensor.shape)};
+    if (name.find("layers") == std::string::npos) parts[0].least_bits = 6;
     const auto linear = make_linear(parts, ComputeType::int4, Isa::reference);
     std::vector<float> rounded(tensor.values.size());
     for (int64_t r = 0; r < tensor.shape[0]; ++r) linear->weight_row(r, &rounded[r * tensor.shape[1]]);
