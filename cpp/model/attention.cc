@@ -212,12 +212,13 @@ void attention_block(const LayerContext& ctx, const LayerWeights& layer, int64_t
       ws.attention.ensure(static_cast<size_t>(threads * s.task_bytes + plan.partials * s.partial_bytes));
   std::byte* partials = memory + threads * s.task_bytes;
 
-  // Single blocks are handed out a few at a time, so that the next one is known and can be prefetched.
+  // Those of single tokens are handed out a few at a time, so that the next one is known and can be prefetched.
   const auto tasks = static_cast<int64_t>(plan.tasks.size());
-  const int64_t grain = std::clamp<int64_t>(plan.partials / (8 * threads), 1, 4);
+  const bool decoding = ctx.tokens == static_cast<int64_t>(ctx.segments.size());
+  const int64_t grain = std::clamp<int64_t>(decoding ? tasks / threads : plan.partials / (8 * threads), 1, 4);
   parallel_for_dynamic(tasks, grain, [&](int64_t i) {
     const AttentionTask* task = &plan.tasks[static_cast<size_t>(i)];
-    run_task(ctx, s, *task, i + 1 < tasks ? first_page(ctx, s, task[1], task[1].begin) : nullptr,
+    run_task(ctx, s, *task, decoding && i + 1 < tasks ? first_page(ctx, s, task[1], task[1].begin) : nullptr,
              memory + thread_id() * s.task_bytes, partials);
   });
   parallel_for(static_cast<int64_t>(plan.merges.size()), [&](int64_t i) {

@@ -293,11 +293,16 @@ struct AttentionBlock {
     q = reinterpret_cast<Operand*>(weight_scales + tile.rows);
   }
 
-  // `next` if it has to be asked for: what lies right behind `now` comes by itself, and faster, unless there is as much
-  // work for each byte as in int8.
+  // What to ask for while the page at `now` is read, or null. `next` is what is read after it: where that lies right
+  // behind, it comes by itself, and faster, unless there is as much work for each byte as in int8. In a block that is
+  // not full yet runs are too short for that; while they are read, those of the next head come in.
   const Element* to_fetch(const Element* now, const Element* next) const {
+    const auto* at = reinterpret_cast<const std::byte*>(now);
+    if (!kScaled && pages < kAttentionBlock / kPage && tile.next != nullptr) {
+      return reinterpret_cast<const Element*>(tile.next + (at - reinterpret_cast<const std::byte*>(k_page(0))));
+    }
     const auto chunk = static_cast<size_t>(kv_bytes(Kv::kType, v_elements(tile.head_dim)));
-    const bool behind = reinterpret_cast<const std::byte*>(now) + chunk == reinterpret_cast<const std::byte*>(next);
+    const bool behind = at + chunk == reinterpret_cast<const std::byte*>(next);
     return behind && !kScaled ? nullptr : next;
   }
 
