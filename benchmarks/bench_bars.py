@@ -64,7 +64,7 @@ class _Bars:
         count = min(len(rates), len(mine.limits))
         aim = replace(mine, rates=rates[:count], limits=mine.limits[:count])
         engine = self._engines[mine.engine]
-        if mine.kind == "decode":
+        if mine.kind == "decode" and mine.batch == 1:
             return f"{percent(of_bandwidth(self._model, engine, aim))} of read bandwidth"
         dtype = "bfloat16" if engine["weights"] == "bfloat16" else "int8"
         part = percent(of_gemm(self._model, aim, dtype))

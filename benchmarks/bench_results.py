@@ -105,8 +105,12 @@ def of_bandwidth(model: Model, engine: dict[str, Any], result: Result) -> list[f
 
 
 def of_gemm(model: Model, result: Result, dtype: str) -> list[float]:
-    """Prefill: FLOPs of the matrices over oneDNN's rate in `dtype`; empty if not measured."""
-    flops = 2.0 * (model.matrices + model.head / result.depth)
+    """FLOPs of the matrices over oneDNN's rate in `dtype`; empty if not measured.
+
+    A prompt needs the head once, a decoded batch for each token.
+    """
+    head = model.head / (result.depth if result.kind == "prefill" else 1)
+    flops = 2.0 * (model.matrices + head)
     rates = zip(result.rates, result.limits, strict=True)
     key = f"gemm_{dtype}"
     return [rate * flops / limits[key] for rate, limits in rates if key in limits]

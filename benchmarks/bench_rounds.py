@@ -141,7 +141,8 @@ class Rounds:
         return fills + [r for r in results.values() if r.rates]
 
     def _measure_machine(self, kind: str) -> dict[str, float]:
-        rows = min(self._task.depth, 512) if kind == "prefill" else 0
+        many = kind == "prefill" or self._task.batch > 1  # arithmetic may be the limit
+        rows = min(self._task.depth * self._task.batch, 512) if many else 0
         return self._machine.ask("limits", rows=rows, shapes=self._model.shapes)
 
     def _ask(self, candidate: Candidate, task: str, request: dict[str, Any]) -> dict[str, Any]:

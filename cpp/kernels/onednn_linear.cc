@@ -103,6 +103,7 @@ OneDnnLinear::OneDnnLinear(std::span<const TensorView> parts, ComputeType type, 
     dnnl::reorder(source, target).execute(stream(), {{DNNL_ARG_FROM, source}, {DNNL_ARG_TO, target}});
     stream().wait();
   }
+  weights_.use_huge_pages();
   k_offset_.resize(static_cast<size_t>(k));
   for (int64_t i = 0; i < k; ++i) k_offset_[i] = offset(i, 0);
   k_chunk_ = find_k_chunk();

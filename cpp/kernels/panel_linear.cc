@@ -36,6 +36,7 @@ class FloatPanels final : public Linear {
         }
       });
     }
+    weights_.use_huge_pages();
   }
 
   void weight_row(int64_t n, float* out) const override {

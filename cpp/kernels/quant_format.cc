@@ -289,7 +289,10 @@ PackedWeights pack_quantized(std::span<const TensorView> parts, QuantFormat form
     throw std::invalid_argument(not_finite_message(tensor->name) + " or values too large for groups of integers");
   }
   PackedWeights weights = {std::string(format_name(format)), layout.cols, layout.rows, {}, memory};
-  for (const Buffer<std::byte>& part : *memory) weights.parts.emplace_back(part.data(), part.size());
+  for (Buffer<std::byte>& part : *memory) {
+    part.use_huge_pages();
+    weights.parts.emplace_back(part.data(), part.size());
+  }
   return weights;
 }
 
