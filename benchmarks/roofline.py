@@ -56,20 +56,22 @@ def tokens_of_step(result: Result) -> int:
     return result.depth if result.kind == "prefill" else result.batch
 
 
-def machine(group: dict[str, Any], key: str) -> float:
-    """Median of a limit over the whole run; 0 where it was not measured."""
-    found = [limits[key] for r in group["results"] for limits in r["limits"] if key in limits]
+def machine(results: list[Result], key: str) -> float:
+    """Median of a limit over these results' rounds; 0 where it was not measured."""
+    found = [limits[key] for r in results for limits in r.limits if key in limits]
     return statistics.median(found) if found else 0.0
 
 
-def draw(axes: Axes, model: Model, group: dict[str, Any]) -> None:
-    """One panel."""
-    bandwidth = machine(group, "bandwidth")
-    roofs = {d: machine(group, f"gemm_{d}") for d in ("bfloat16", "int8")}
-    points = []
+def draw(axes: Axes, model: Model, group: dict[str, Any]) -> tuple[float, float]:
+    """One panel; its lowest and highest GFLOP/s."""
     results = [Result(**values) for values in group["results"]]
-    some = [r for r in results if (r.kind, r.batch, r.depth) in SHOWN]
-    for result in some or results:
+    shown = [r for r in results if (r.kind, r.batch, r.depth) in SHOWN] or results
+    # The machine's memory changes its speed: the slope is that of the rounds it is the limit of.
+    single = [r for r in shown if r.kind == "decode" and r.batch == 1]
+    bandwidth = machine(single or shown, "bandwidth")
+    roofs = {d: machine(results, f"gemm_{d}") for d in ("bfloat16", "int8")}
+    points = []
+    for result in shown:
         engine = next(e for e in group["engines"] if e["name"] == result.engine)
         work = operations(model, result)
         intensity = work * tokens_of_step(result) / bytes_of_step(model, engine, result)
@@ -112,11 +114,11 @@ def draw(axes: Axes, model: Model, group: dict[str, Any]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.minorticks_off()  # most of a drawing's bytes
-    axes.set_ylim(bottom=min(p[3] for p in points) / 1e9 / 3, top=top / 1e9 * 2)
     axes.set_xlabel("FLOP per byte of weights and K/V")
     title = f"{plural(group['threads'])}, memory reads {bandwidth / 1e9:.1f} GB/s"
     axes.set_title(title, fontsize=10)
     axes.grid(True, which="major", lw=0.4, alpha=0.5)
+    return min(p[3] for p in points) / 1e9 / 3, top / 1e9 * 2
 
 
 def main() -> None:
@@ -138,8 +140,8 @@ def main() -> None:
     figure, panels = plt.subplots(
         1, len(groups), figsize=(6.2 * len(groups), 4.8), sharey=True, squeeze=False
     )
-    for axes, group in zip(panels[0], groups, strict=True):
-        draw(axes, model, group)
+    ends = [draw(axes, model, group) for axes, group in zip(panels[0], groups, strict=True)]
+    panels[0][0].set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
     panels[0][0].set_ylabel("GFLOP/s")
     names = dict.fromkeys(e["name"].split()[0] for g in groups for e in g["engines"])
     handles = [Line2D([], [], color=COLORS[n], marker="o", ls="", label=n) for n in names]

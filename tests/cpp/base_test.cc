@@ -1,4 +1,5 @@
 // Threads, loops, memory and the names of instruction sets.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -180,6 +181,21 @@ TEST(Buffer, ZeroFilledAlignedAndDeeplyCopied) {
     EXPECT_EQ(c.ensure(n), same);
     EXPECT_NE(c.ensure(n + 1), nullptr);
     EXPECT_EQ(c.size(), n + 1);
+  }
+}
+
+TEST(Buffer, HugePagesChangeNoContents) {
+  for (const size_t n : {size_t{1000}, size_t{3} << 20, (size_t{4} << 20) + 5}) {
+    for (const HugePages huge : {HugePages::at_once, HugePages::later}) {
+      Buffer<uint8_t> a(n, huge);
+      a.use_huge_pages();  // of memory that was never touched, too
+      EXPECT_TRUE(std::all_of(a.data(), a.data() + n, [](uint8_t b) { return b == 0; }));
+      for (size_t i = 0; i < n; ++i) a[i] = static_cast<uint8_t>(i * 7 + i / 4096);
+      a.use_huge_pages();
+      size_t wrong = 0;
+      for (size_t i = 0; i < n; ++i) wrong += a[i] != static_cast<uint8_t>(i * 7 + i / 4096);
+      EXPECT_EQ(wrong, 0u) << n;
+    }
   }
 }
 
