@@ -35,12 +35,18 @@ int64_t common_prefix(PyState& s, const py::array& ids) {
   return s.state.common_prefix(tokens);
 }
 
-py::array_t<uint8_t> page_bytes(PyState& s, int64_t index) {
-  const Exclusive guard(s.busy, "the state");
+// The page `index`, which holds tokens.
+std::shared_ptr<const KvPage> page_at(const PyState& s, int64_t index) {
   const int64_t pages = (s.state.length() + kPage - 1) / kPage;
   check(index >= 0 && index < pages, "page must be between 0 and ", pages - 1, ", not ", index);
+  return s.state.shared_page(index);
+}
+
+py::array_t<uint8_t> page_bytes(PyState& s, int64_t index) {
+  const Exclusive guard(s.busy, "the state");
+  const std::shared_ptr<const KvPage> page = page_at(s, index);
   py::array_t<uint8_t> bytes(static_cast<py::ssize_t>(s.state.layout().page_bytes));
-  s.state.shared_page(index)->read(reinterpret_cast<std::byte*>(bytes.mutable_data()));
+  page->read(reinterpret_cast<std::byte*>(bytes.mutable_data()));
   return bytes;
 }
 
@@ -67,9 +73,8 @@ enum class Part : uint8_t { keys, values, key_scales, value_scales };
 py::array page_part(PyState& s, int64_t layer, int64_t page, Part part) {
   const Exclusive guard(s.busy, "the state");
   const StateLayout& layout = s.state.layout();
-  const int64_t attention_layer = layout.attention_layer(layer), pages = (s.state.length() + kPage - 1) / kPage;
-  check(page >= 0 && page < pages, "page must be between 0 and ", pages - 1, ", not ", page);
-  const std::shared_ptr<const KvPage> owner = s.state.shared_page(page);
+  const int64_t attention_layer = layout.attention_layer(layer);
+  const std::shared_ptr<const KvPage> owner = page_at(s, page);
   const bool is_key = part == Part::keys || part == Part::key_scales;
   const std::byte* data =
       owner->kv() + (is_key ? layout.k_offset(attention_layer, 0) : layout.v_offset(attention_layer, 0));
