@@ -162,8 +162,7 @@ void pack_q6(const float* x, int64_t ldx, int64_t groups, const float* importanc
       for (int64_t h = 0; h < count; ++h) {
         const int64_t half = first + h;
         const Vec step = clamped_round(own[h] * inverse, -127.0f, 127.0f);
-        int32_t unused = 0;
-        round_to_i8(step, steps + half * kPanel + lane, unused);
+        IntVec::of(step).store_i8(steps + half * kPanel + lane);
         store_q6(columns + h * kHalf * kPanel + lane, inverse_or_zero(scale * step),
                  values + (half * 3 * kPanel + lane) * 4);
       }

@@ -1,27 +1,50 @@
 // Activations to int8, and matrix products over 16-row panels of int8, 6-bit and int4 weights, written once over `Vec`,
 // `IntVec` and the byte products of a format. Included like panel_kernels.h, whose write_panel it uses.
 
+// Four groups side by side: maxima and sums across the lanes of all cost little more than those of one.
 void quantize_q8(const float* x, int64_t n, Q8Sums kind, int8_t* values, float* scales, int32_t* sums,
                  int64_t stride) noexcept {
-  const int64_t part = kGroup / kind.per_group;
-  for (int64_t g = 0; g * kGroup < n; ++g) {
-    const int64_t begin = g * kGroup, end = std::min(n, begin + kGroup);
-    Vec top = Vec::zero();
-    for_lanes(begin, end, [&](int64_t i, int64_t k) {
-      const Vec v = load_n(x + i, k);
-      top = Vec::max(top, Vec::max(v, Vec::zero() - v));
-    });
-    const float max = top.max();
-    const float inverse = max > kSmallestQ8Max ? 127.0f / max : 0.0f;
-    for (int64_t i = begin; i < begin + kGroup; sums += stride) {
-      int32_t sum = 0;
-      for (const int64_t stop = i + part; i < stop; i += Vec::kWidth) {
-        const Vec v = i >= end ? Vec::zero() : load_n(x + i, std::min<int64_t>(Vec::kWidth, end - i));
-        round_to_i8(v * Vec::set(inverse), values + i, sum);
+  constexpr int kSide = 4, kVecs = kGroup / Vec::kWidth;
+  const int64_t groups = (n + kGroup - 1) / kGroup;
+  for (int64_t first = 0; first < groups; first += kSide, x += kSide * kGroup, values += kSide * kGroup) {
+    const int64_t valid = n - first * kGroup, count = std::min<int64_t>(kSide, groups - first);
+    const auto load = [&](int64_t i) {
+      if (i + Vec::kWidth <= valid) return Vec::load(x + i);
+      return i < valid ? Vec::load(x + i, valid - i) : Vec::zero();
+    };
+    Vec v[kSide][kVecs], tops[kSide];
+    for (int g = 0; g < kSide; ++g) {
+      tops[g] = Vec::zero();
+      for (int i = 0; i < kVecs; ++i) {
+        v[g][i] = load(g * kGroup + i * Vec::kWidth);
+        tops[g] = Vec::max(tops[g], Vec::max(v[g][i], Vec::zero() - v[g][i]));
       }
-      *sums = sum * kind.factor;
     }
-    scales[g * stride] = max / 127.0f;
+    float max[kSide];
+    Vec::max_of_each(tops, max);
+    IntVec halves[2][kSide];
+    for (int g = 0; g < kSide; ++g) {
+      const Vec inverse = Vec::set(max[g] > kSmallestQ8Max ? 127.0f / max[g] : 0.0f);
+      for (int half = 0; half < 2; ++half) {
+        halves[half][g] = IntVec::set(0);
+        for (int i = half * kVecs / 2; i < (half + 1) * kVecs / 2; ++i) {
+          const IntVec q = IntVec::of(v[g][i] * inverse);
+          if (g < count) q.store_i8(values + g * kGroup + i * Vec::kWidth);
+          halves[half][g] = halves[half][g] + q;
+        }
+      }
+    }
+    int32_t totals[2][kSide];
+    if (kind.per_group == 1) {
+      for (int g = 0; g < kSide; ++g) halves[0][g] = halves[0][g] + halves[1][g];
+    } else {
+      IntVec::sum_of_each(halves[1], totals[1]);
+    }
+    IntVec::sum_of_each(halves[0], totals[0]);
+    for (int64_t g = 0; g < count; ++g, scales += stride) {
+      *scales = max[g] / 127.0f;
+      for (int64_t half = 0; half < kind.per_group; ++half, sums += stride) *sums = totals[half][g] * kind.factor;
+    }
   }
 }
 
@@ -46,7 +69,7 @@ struct Q6Format : PlainFormat {
   static constexpr int64_t kBytes = kPanel * kGroup / 4 * 3, kQuadsPerLoad = 4;
   static constexpr bool kSteps = true;
   // Taking the bits apart costs a fifth of four rows' products: eight rows share it, and fill the registers.
-  static constexpr int kRows = Vec::kWidth == 16 ? 8 : 2, kPanels = 1;
+  static constexpr int kRows = Vec::kWidth == 16 ? 4 : 2, kPanels = Vec::kWidth == 16 ? 2 : 1;
   static constexpr int64_t kAhead = 4544, kFetchFrom = 2;
   static void load(const uint8_t* p, ByteVec (&quads)[4]) {
     split_q6(ByteVec::load(p), ByteVec::load(p + 64), ByteVec::load(p + 128), quads);

@@ -63,6 +63,14 @@ struct Vec {
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
   }
+  // out[i] = v[i].max()
+  static void max_of_each(const Vec (&v)[4], float* out) {
+    const auto halves = [](__m256 a, __m256 b) {
+      return _mm256_max_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    };
+    const __m256 all = halves(halves(v[0].v, v[2].v), halves(v[1].v, v[3].v));
+    _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+  }
 
  private:
   static __m256i mask(int64_t n) {
@@ -80,6 +88,21 @@ struct IntVec {
   }
   Vec to_float() const { return {_mm256_cvtepi32_ps(v)}; }
   void store(uint8_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  void store_i8(int8_t* p) const {  // the low bytes
+    const __m256i low = _mm256_shuffle_epi8(v, _mm256_set1_epi32(0x0c080400));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p),
+                     _mm_unpacklo_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1)));
+  }
+  // out[i] = the sum of v[i]
+  static void sum_of_each(const IntVec (&v)[4], int32_t* out) {
+    const auto halves = [](__m256i a, __m256i b) {
+      return _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    };
+    const __m256i all = halves(halves(v[0].v, v[2].v), halves(v[1].v, v[3].v));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
+                     _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
+  }
+  friend IntVec operator+(IntVec a, IntVec b) { return {_mm256_add_epi32(a.v, b.v)}; }
   friend IntVec operator&(IntVec a, IntVec b) { return {_mm256_and_si256(a.v, b.v)}; }
   friend IntVec operator|(IntVec a, IntVec b) { return {_mm256_or_si256(a.v, b.v)}; }
   template <int kBits>
@@ -121,14 +144,4 @@ inline IntVec dot4_q8(IntVec acc, ByteVec w, int32_t quad) {
 inline IntVec dot4_q4(IntVec acc, ByteVec w, int32_t quad) {
   const __m256i pairs = _mm256_maddubs_epi16(w.v, _mm256_set1_epi32(quad));
   return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
-}
-
-// Eight fp32 to int32, nearest even.
-inline void round_to_i8(Vec x, int8_t* out, int32_t& sum) {
-  alignas(32) int32_t q[8];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(q), _mm256_cvtps_epi32(x.v));
-  for (int i = 0; i < 8; ++i) {
-    out[i] = static_cast<int8_t>(q[i]);
-    sum += q[i];
-  }
 }

@@ -55,6 +55,15 @@ struct Vec {
   }
   float sum() const { return _mm512_reduce_add_ps(v); }
   float max() const { return _mm512_reduce_max_ps(v); }
+  // out[i] = v[i].max()
+  static void max_of_each(const Vec (&v)[4], float* out) {
+    const auto halves = [](__m512 a, __m512 b) {
+      return _mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    };
+    const __m512 x = halves(v[0].v, v[2].v), y = halves(v[1].v, v[3].v), all = halves(x, y);
+    const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+  }
 
  private:
   static __mmask16 mask(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
@@ -70,6 +79,18 @@ struct IntVec {
   }
   Vec to_float() const { return {_mm512_cvtepi32_ps(v)}; }
   void store(uint8_t* p) const { _mm512_storeu_si512(p, v); }
+  void store_i8(int8_t* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v)); }
+  // out[i] = the sum of v[i]
+  static void sum_of_each(const IntVec (&v)[4], int32_t* out) {
+    const auto halves = [](__m512i a, __m512i b) {
+      return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    };
+    const __m512i x = halves(v[0].v, v[2].v), y = halves(v[1].v, v[3].v), all = halves(x, y);
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
+                     _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+  }
+  friend IntVec operator+(IntVec a, IntVec b) { return {_mm512_add_epi32(a.v, b.v)}; }
   friend IntVec operator&(IntVec a, IntVec b) { return {_mm512_and_si512(a.v, b.v)}; }
   friend IntVec operator|(IntVec a, IntVec b) { return {_mm512_or_si512(a.v, b.v)}; }
   template <int kBits>
@@ -105,10 +126,3 @@ inline IntVec dot4_q8(IntVec acc, ByteVec w, int32_t quad) {
   return {_mm512_dpbusd_epi32(acc.v, w.v, _mm512_set1_epi32(quad))};
 }
 inline IntVec dot4_q4(IntVec acc, ByteVec w, int32_t quad) { return dot4_q8(acc, w, quad); }
-
-// Sixteen fp32 to int8, nearest even.
-inline void round_to_i8(Vec x, int8_t* out, int32_t& sum) {
-  const __m512i q = _mm512_cvtps_epi32(x.v);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(q));
-  sum += _mm512_reduce_add_epi32(q);
-}
