@@ -198,10 +198,13 @@ void Model::forward(std::span<const SequenceInput> inputs, float* logits, Worksp
   // Memory may still run out in a later layer: conv states are then put back. (KV beyond a state's length does not
   // count.)
   float* saved = ws.conv_states.ensure(conv_size * segments.size());
-  for (size_t i = 0; i < segments.size(); ++i) {
-    std::copy_n(segments[i].state->conv(0), conv_size, saved + i * conv_size);
-  }
+  bool is_saved = false;
   const auto compute = [&] {
+    parallel_for(static_cast<int64_t>(segments.size()), [&](int64_t i) {
+      const auto at = static_cast<size_t>(i);
+      std::copy_n(segments[at].state->conv(0), conv_size, saved + at * conv_size);
+    });
+    is_saved = true;
     embed(ctx, inputs);
     fill_rope(ctx);
     run_layers(ctx);
@@ -218,7 +221,7 @@ void Model::forward(std::span<const SequenceInput> inputs, float* logits, Worksp
       compute();
     }
   } catch (...) {
-    for (size_t i = 0; i < segments.size(); ++i) {
+    for (size_t i = 0; is_saved && i < segments.size(); ++i) {
       std::copy_n(saved + i * conv_size, conv_size, segments[i].state->conv(0));
     }
     throw;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/parallel.h"
 
 namespace lfm {
 
@@ -158,6 +159,10 @@ bool Scheduler::begin(Request& r, std::vector<Request*>& prefilling) {
   return true;
 }
 
+bool Scheduler::Request::hooked() const {
+  return std::ranges::any_of(hooks, [](const LogitsHook& hook) { return static_cast<bool>(hook); });
+}
+
 int64_t Scheduler::Request::agreed() const {
   const auto came = std::span(tokens).subspan(static_cast<size_t>(draft_begin));
   return std::mismatch(draft.begin(), draft.end(), came.begin(), came.end()).first - draft.begin();
@@ -202,14 +207,23 @@ std::vector<StepEvent> Scheduler::sample_verified() {
     if (r->rows == nullptr) continue;
     const int64_t agreed = r->agreed();
     if (r->draft_begin + agreed != static_cast<int64_t>(r->tokens.size())) continue;
-    events.push_back(next(*r, r->rows + agreed * model_->config().vocab_size));
+    events.push_back(next(*r, choose(*r, r->rows + agreed * model_->config().vocab_size)));
   }
   return events;
 }
 
-StepEvent Scheduler::next(Request& r, float* row) {
+Scheduler::Choice Scheduler::choose(Request& r, float* row) noexcept {
   try {
-    return take(r, sample(r, {row, static_cast<size_t>(model_->config().vocab_size)}));
+    return {sample(r, {row, static_cast<size_t>(model_->config().vocab_size)}), nullptr};
+  } catch (...) {
+    return {-1, std::current_exception()};
+  }
+}
+
+StepEvent Scheduler::next(Request& r, const Choice& choice) {
+  try {
+    if (choice.error) std::rethrow_exception(choice.error);
+    return take(r, choice.token);
   } catch (const std::runtime_error& error) {
     return {r.id, -1, FinishReason::error, error.what()};
   }
@@ -265,15 +279,32 @@ std::vector<StepEvent> Scheduler::step() {
   model_->forward(inputs, logits, ws_);
   ++passes_;
 
-  std::vector<StepEvent> events;
+  std::vector<Request*> sampling;
+  std::vector<float*> rows;
   for (size_t i = 0; i < running.size(); ++i) {
     Request& r = *running[i];
     r.processed += static_cast<int64_t>(inputs[i].tokens.size());
     if (std::exchange(r.followed, false) && !r.tapped) cache_->insert(r.state);
     if (inputs[i].logits_for == LogitsFor::none) continue;
     if (!r.draft.empty()) r.rows = logits;
-    events.push_back(next(r, logits));
+    sampling.push_back(&r);
+    rows.push_back(logits);
     logits += inputs[i].last_rows * vocab;
+  }
+
+  // Side by side, but for hooks, which may be Python.
+  std::vector<Choice> choices(sampling.size());
+  {
+    const ThreadScope threads(model_->num_threads());
+    parallel_for_dynamic(static_cast<int64_t>(sampling.size()), 1, [&](int64_t i) {
+      const auto at = static_cast<size_t>(i);
+      if (!sampling[at]->hooked()) choices[at] = choose(*sampling[at], rows[at]);
+    });
+  }
+  std::vector<StepEvent> events;
+  for (size_t i = 0; i < sampling.size(); ++i) {
+    Request& r = *sampling[i];
+    events.push_back(next(r, r.hooked() ? choose(r, rows[i]) : choices[i]));
   }
   drop_finished(events);
   return events;

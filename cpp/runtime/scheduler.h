@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <functional>
 #include <map>
 #include <memory>
@@ -118,14 +119,22 @@ class Scheduler {
     float* rows = nullptr;  // [draft + 1, vocab], in logits_
     ConvHistory history = {};
 
+    bool hooked() const;
     int64_t agreed() const;  // tokens of the draft that came
+  };
+
+  // The token of a row of logits, or why there is none.
+  struct Choice {
+    int32_t token;
+    std::exception_ptr error;
   };
 
   bool begin(Request& request, std::vector<Request*>& prefilling);
   void propose(Request& request, int64_t limit);
   void settle(Request& request);
   std::vector<StepEvent> sample_verified();
-  StepEvent next(Request& request, float* row);
+  Choice choose(Request& request, float* row) noexcept;
+  StepEvent next(Request& request, const Choice& choice);
   Request& running(int64_t request);
   int32_t sample(Request& r, std::span<float> row);
   StepEvent take(Request& r, int32_t token);
