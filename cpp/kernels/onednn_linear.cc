@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
+#include "kernels/row_tasks.h"
 
 namespace lfm {
 namespace {
@@ -15,7 +16,8 @@ using dnnl::memory;
 using tag = memory::format_tag;
 constexpr auto kF32 = memory::data_type::f32;
 constexpr int64_t kTypicalRows = 256;  // the layout is the same for any number of rows
-constexpr int64_t kFewRows = 64;       // up to here our own kernels are faster: they read weights while they compute
+constexpr int64_t kTileRows = 6;       // of our kernels
+constexpr int64_t kFewRows = 64;       // up to here our own kernels are faster than AMX: they do not wait for memory
 constexpr size_t kMaxProducts = 16;    // primitives kept per layer; a new one takes well under a millisecond
 
 memory::data_type onednn_type(ComputeType type) { return type == ComputeType::bf16 ? memory::data_type::bf16 : kF32; }
@@ -77,16 +79,19 @@ std::unique_ptr<Linear> OneDnnLinear::create(std::span<const TensorView> parts, 
   // Some shapes leave brgemm at small M; then no layout serves both prefill and decode.
   const auto decode = describe(1, pd.weights_desc(), type, true);
   if (!decode || std::string_view(decode.impl_info_str()).substr(0, 4) != "brg:") return nullptr;
-  auto linear = std::unique_ptr<OneDnnLinear>(new OneDnnLinear(parts, type, pd, kernels_for(isa)));
+  const bool amx = isa >= Isa::amx && type == ComputeType::bf16;
+  const int64_t most_own_rows = amx ? kFewRows : kAnyRows;
+  auto linear = std::unique_ptr<OneDnnLinear>(new OneDnnLinear(parts, type, pd, kernels_for(isa), most_own_rows));
   if (!linear->is_batch_invariant()) return nullptr;
   return linear;
 }
 
 OneDnnLinear::OneDnnLinear(std::span<const TensorView> parts, ComputeType type, const matmul::primitive_desc& pd,
-                           const Kernels& kernels)
+                           const Kernels& kernels, int64_t most_own_rows)
     : Linear(pd.weights_desc().get_dims()[0], pd.weights_desc().get_dims()[1]),
       type_(type),
       kernels_(kernels),
+      most_own_rows_(most_own_rows),
       implementation_(std::string("onednn:") + pd.impl_info_str()),
       layout_(pd.weights_desc()),
       weights_(layout_.get_size()) {
@@ -126,10 +131,10 @@ std::vector<std::byte> OneDnnLinear::probe_inputs(int64_t rows) const {
   return bytes;
 }
 
-// brgemm at one row reads weights at about two thirds of the memory bandwidth, and up to kFewRows rows it waits for
-// them; our kernels on the same layout reach all of it and fetch ahead. They are used only where they give oneDNN's
-// bits, or a token would depend on its batch. oneDNN cuts k into chunks whose length it does not tell: try the likely
-// ones on the real weights.
+// brgemm at one row reads weights at about two thirds of the memory bandwidth, and at some dozens it waits for them;
+// our kernels on the same layout fetch ahead. Without AMX they are as fast at any number of rows, and need no threads
+// of their own. With it oneDNN takes many rows, so they are used only where they give its bits, or a token would depend
+// on its batch. oneDNN cuts k into chunks whose length it does not tell: try the likely ones on the real weights.
 int64_t OneDnnLinear::find_k_chunk() const {
   const int64_t k = in_features(), n = out_features(), pair = type_ == ComputeType::bf16 ? 2 : 1;
   const bool kernel = type_ == ComputeType::bf16 ? kernels_.blocked_bf16 != nullptr : kernels_.blocked_f32 != nullptr;
@@ -211,7 +216,7 @@ void OneDnnLinear::convert_row(const float* x, int64_t m, int64_t /*rows*/, std:
   kernels_.to_bf16(x, in_features(), reinterpret_cast<uint16_t*>(activations) + m * in_features());
 }
 
-bool OneDnnLinear::brings_threads(int64_t rows) const { return k_chunk_ == 0 || rows > kFewRows; }
+bool OneDnnLinear::brings_threads(int64_t rows) const { return k_chunk_ == 0 || rows > most_own_rows_; }
 
 void OneDnnLinear::multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const {
   if (brings_threads(rows)) {
@@ -233,27 +238,52 @@ void OneDnnLinear::multiply_onednn(const void* x, int64_t rows, float* y, bool a
                       {{DNNL_ARG_SRC, a}, {DNNL_ARG_WEIGHTS, b}, {DNNL_ARG_DST, c}, {DNNL_ARG_SCRATCHPAD, pad}});
 }
 
-void OneDnnLinear::multiply_block(const void* x, int64_t rows, int64_t k_chunk, int64_t block, float* y,
-                                  bool accumulate) const {
-  const int64_t k = in_features(), n = out_features(), begin = block * kBlock, at = offset(0, begin);
+// `count` rows from `row` on times one block of weights; y: the first of these rows, at that block.
+void OneDnnLinear::multiply_block(const void* x, int64_t row, int64_t count, int64_t k_chunk, int64_t block, float* y,
+                                  int64_t ldy, bool accumulate) const {
+  const int64_t k = in_features(), begin = block * kBlock, at = offset(0, begin), features = out_features() - begin;
   if (type_ == ComputeType::bf16) {
-    kernels_.blocked_bf16(static_cast<const uint16_t*>(x), k, rows, k, k_chunk,
-                          reinterpret_cast<const uint16_t*>(weights_.data()) + at, n - begin, y + begin, n, accumulate);
+    kernels_.blocked_bf16(static_cast<const uint16_t*>(x) + row * k, k, count, k, k_chunk,
+                          reinterpret_cast<const uint16_t*>(weights_.data()) + at, features, y, ldy, accumulate);
   } else {
-    kernels_.blocked_f32(static_cast<const float*>(x), k, rows, k, k_chunk,
-                         reinterpret_cast<const float*>(weights_.data()) + at, n - begin, y + begin, n, accumulate);
+    kernels_.blocked_f32(static_cast<const float*>(x) + row * k, k, count, k, k_chunk,
+                         reinterpret_cast<const float*>(weights_.data()) + at, features, y, ldy, accumulate);
   }
 }
 
 void OneDnnLinear::multiply_blocked(const void* x, int64_t rows, int64_t k_chunk, float* y, bool accumulate) const {
-  parallel_ranges_balanced((out_features() + kBlock - 1) / kBlock, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) multiply_block(x, rows, k_chunk, b, y, accumulate);
+  const int64_t n = out_features();
+  for_panel_tasks<kTileRows, 1>(rows, (n + kBlock - 1) / kBlock,
+                                [&](int64_t row, int64_t count, int64_t block, int64_t blocks) {
+                                  for (int64_t b = block; b < block + blocks; ++b) {
+                                    multiply_block(x, row, count, k_chunk, b, y + row * n + b * kBlock, n, accumulate);
+                                  }
+                                });
+}
+
+// A block of W1 and one of W3 go to a small tile, and from there through silu to y.
+void OneDnnLinear::multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const {
+  constexpr int64_t kWidth = 2 * kBlock, kTile = kMostRows * kWidth;  // 48 KB
+  const int64_t n = out_features() / 2, half = n / kBlock;
+  float* tiles = scratch.tiles.ensure(static_cast<size_t>(max_threads() * kTile));
+  for_panel_tasks<kTileRows, 1>(rows, half, [&](int64_t row, int64_t count, int64_t block, int64_t blocks) {
+    float* tile = tiles + thread_id() * kTile;
+    for (int64_t b = block; b < block + blocks; ++b) {
+      multiply_block(x, row, count, k_chunk_, b, tile, kWidth, false);
+      multiply_block(x, row, count, k_chunk_, half + b, tile + kBlock, kWidth, false);
+      for (int64_t r = 0; r < count; ++r) {
+        const float* gate = tile + r * kWidth;
+        kernels_.silu_mul(gate, gate + kBlock, kBlock, y + (row + r) * n + b * kBlock);
+      }
+    }
   });
 }
 
 void OneDnnLinear::multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y) const {
-  parallel_for(static_cast<int64_t>(blocks.size()),
-               [&](int64_t i) { multiply_block(x, 1, k_chunk_, blocks[static_cast<size_t>(i)], y, false); });
+  parallel_for(static_cast<int64_t>(blocks.size()), [&](int64_t i) {
+    const int64_t block = blocks[static_cast<size_t>(i)];
+    multiply_block(x, 0, 1, k_chunk_, block, y + block * kBlock, out_features(), false);
+  });
 }
 
 }  // namespace lfm

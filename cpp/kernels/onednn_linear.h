@@ -1,6 +1,7 @@
 // Linear layers on oneDNN matmul: weights reordered once to the blocked layout that its brgemm kernels read.
 #pragma once
 
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -36,7 +37,7 @@ class OneDnnLinear final : public Linear {
     dnnl::memory::desc src, dst, pad;
   };
   OneDnnLinear(std::span<const TensorView> parts, ComputeType type, const dnnl::matmul::primitive_desc& pd,
-               const Kernels& kernels);
+               const Kernels& kernels, int64_t most_own_rows);
   int64_t offset(int64_t k, int64_t n) const;            // element offset in weights_
   Product product(int64_t rows, bool accumulate) const;  // handles, cheap to copy
 
@@ -44,18 +45,26 @@ class OneDnnLinear final : public Linear {
   int64_t output_block() const override { return k_chunk_ > 0 ? kBlock : 0; }
   void multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y) const override;
   void multiply_blocked(const void* x, int64_t rows, int64_t k_chunk, float* y, bool accumulate) const;
-  void multiply_block(const void* x, int64_t rows, int64_t k_chunk, int64_t block, float* y, bool accumulate) const;
+  void multiply_block(const void* x, int64_t row, int64_t count, int64_t k_chunk, int64_t block, float* y, int64_t ldy,
+                      bool accumulate) const;
+  // Not where oneDNN takes many rows: a token's bits must not depend on how many there are.
+  bool gates() const override {
+    return k_chunk_ > 0 && most_own_rows_ == kAnyRows && out_features() % (2 * kBlock) == 0 && !has_bias();
+  }
+  void multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const override;
   std::vector<std::byte> probe_inputs(int64_t rows) const;
   int64_t find_k_chunk() const;
   bool is_batch_invariant() const;
 
   ComputeType type_;
   const Kernels& kernels_;
+  static constexpr int64_t kAnyRows = std::numeric_limits<int64_t>::max();
+  int64_t most_own_rows_;  // that our kernels take
   std::string implementation_;
   dnnl::memory::desc layout_;  // logical dims [K, N]
   Buffer<std::byte> weights_;
   std::vector<int64_t> k_offset_;  // offset(k, 0): rows are gathered through it
-  int64_t k_chunk_ = 0;            // of our kernels for few rows; 0: they cannot be used, oneDNN does all
+  int64_t k_chunk_ = 0;            // of our kernels; 0: they cannot be used, oneDNN does all
   mutable std::mutex mutex_;       // guards products_
   mutable std::map<std::pair<int64_t, int>, Product> products_;  // by rows, threads and accumulate
 };

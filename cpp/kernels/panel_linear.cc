@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "kernels/row_tasks.h"
+
 namespace lfm {
 namespace {
 
@@ -53,7 +55,7 @@ class FloatPanels final : public Linear {
   void multiply(const void* input, int64_t rows, float* y, bool accumulate, LinearScratch&) const override {
     const auto* x = static_cast<const float*>(input);
     const int64_t k = in_features(), n = out_features();
-    for_panel_tasks(rows, panels_, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
+    for_panel_tasks<4, 3>(rows, panels_, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
       gemm_of(kernels_, T{})(x + row * k, k, count, k, weights_.data() + panel * kPanel * k,
                              std::min(panels * kPanel, n - panel * kPanel), y + row * n + panel * kPanel, n,
                              accumulate);

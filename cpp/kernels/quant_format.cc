@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "base/parallel.h"
 #include "kernels/panel_linear.h"
 
 namespace lfm {

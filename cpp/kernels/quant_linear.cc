@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "kernels/panel_linear.h"
 #include "kernels/quant_format.h"
+#include "kernels/row_tasks.h"
 
 namespace lfm {
 namespace {
@@ -47,7 +48,7 @@ class QuantLinear final : public Linear {
   }
   void multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch&) const override {
     const int64_t n = out_features();
-    for_panel_tasks(rows, layout_.panels, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
+    for_panel_tasks<4, 3>(rows, layout_.panels, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
       gemm(x, rows, row, count, panel, std::min(panels * kPanel, n - panel * kPanel), y + row * n + panel * kPanel, n,
            accumulate);
     });
@@ -64,10 +65,10 @@ class QuantLinear final : public Linear {
   bool gates() const override { return out_features() % (2 * kPanel) == 0 && !has_bias(); }
   // Strips of panels of W1 and of W3 go to a small tile, and from there through silu to y.
   void multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const override {
-    constexpr int64_t kTile = kMostPanelRows * 6 * kPanel;  // of all rows of a block: 3 + 3 panels, 36 KB
+    constexpr int64_t kTile = kMostRows * 6 * kPanel;  // of all rows of a block: 3 + 3 panels, 36 KB
     const int64_t n = out_features() / 2;
     float* tiles = scratch.tiles.ensure(static_cast<size_t>(max_threads() * kTile));
-    for_panel_tasks(rows, layout_.panels / 2, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
+    for_panel_tasks<4, 3>(rows, layout_.panels / 2, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
       float* tile = tiles + thread_id() * kTile;
       const int64_t most = kTile / (2 * kPanel * count) / 3 * 3;
       for (const int64_t end = panel + panels; panel < end;) {
