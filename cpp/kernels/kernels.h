@@ -18,6 +18,8 @@ namespace lfm {
 inline constexpr int64_t kPanel = 16;  // output features (lanes) of one packed weight panel
 inline constexpr int64_t kBlock = 64;  // output features of one block of oneDNN's packed layouts
 
+inline constexpr int64_t kLogitBlock = 64;  // logits that a sampler skips together
+
 // A group whose largest magnitude is not above this is quantized to zeros: 127 / max must stay finite.
 inline constexpr float kSmallestQ8Max = 1e-36f;
 
@@ -93,6 +95,10 @@ struct Kernels {
 
   // out[i] = silu(gate[i]) * up[i], silu(v) = v / (1 + exp(-v)).
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out) noexcept;
+
+  // maxima[b] = the largest of x[64 b] to x[64 b + 63], as far as x[n] has them. False where an x is NaN or +infinity;
+  // maxima mean nothing then.
+  bool (*block_max)(const float* x, int64_t n, float* maxima) noexcept;
 
   // Rotary embedding, rotate-half layout, of x[head_dim] in place, then times `scale`.
   // cos, sin: [head_dim / 2]. norm_weight [head_dim] or null: RMSNorm first.

@@ -1,38 +1,19 @@
 #include "runtime/sampler.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
 
 #include "base/error.h"
+#include "kernels/kernels.h"
 #include "runtime/random.h"
 
 namespace lfm {
 namespace {
 
-constexpr float kInf = std::numeric_limits<float>::infinity();
-constexpr float kMinusInf = -kInf;
+constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 constexpr float kLowest = std::numeric_limits<float>::lowest();
-
-constexpr size_t kLanes = 16;          // independent, so that the compiler makes vectors of them
-constexpr size_t kBlock = 4 * kLanes;  // logits that are skipped together
-
-// The maximum of row[kBlock]. bad: becomes non-zero where a logit is NaN or infinity.
-float block_max(const float* row, std::array<int32_t, kLanes>& bad) {
-  std::array<float, kLanes> best;
-  const auto max = [](float a, float b) { return a > b ? a : b; };
-  for (size_t i = 0; i < kLanes; ++i) {
-    const float a = row[i], b = row[i + kLanes], c = row[i + 2 * kLanes], d = row[i + 3 * kLanes];
-    best[i] = max(max(a, b), max(c, d));
-    bad[i] |= !(a < kInf) | !(b < kInf) | !(c < kInf) | !(d < kInf);
-  }
-  for (size_t half = kLanes / 2; half > 0; half /= 2) {
-    for (size_t i = 0; i < half; ++i) best[i] = max(best[i], best[i + half]);
-  }
-  return best[0];
-}
 
 bool more_probable(const Candidate& a, const Candidate& b) {
   return a.probability != b.probability ? a.probability > b.probability : a.token < b.token;
@@ -119,25 +100,17 @@ Sampler::Cut Sampler::cut_at(double mass) const {
 
 // Fills maxima_ and max_; whether all logits are less than infinity.
 bool Sampler::scan(std::span<const float> logits) {
-  maxima_.resize((logits.size() + kBlock - 1) / kBlock);
-  std::array<int32_t, kLanes> bad = {};
-  const size_t whole = logits.size() / kBlock;
-  for (size_t b = 0; b < whole; ++b) maxima_[b] = block_max(logits.data() + b * kBlock, bad);
-  if (whole < maxima_.size()) {
-    std::array<float, kBlock> rest;
-    rest.fill(kMinusInf);
-    std::copy(logits.begin() + static_cast<std::ptrdiff_t>(whole * kBlock), logits.end(), rest.begin());
-    maxima_[whole] = block_max(rest.data(), bad);
-  }
+  maxima_.resize((logits.size() + kLogitBlock - 1) / kLogitBlock);
+  const bool valid = active_kernels().block_max(logits.data(), static_cast<int64_t>(logits.size()), maxima_.data());
   max_ = kMinusInf;
   for (const float max : maxima_) max_ = std::max(max_, max);
-  return std::all_of(bad.begin(), bad.end(), [](int32_t lane) { return lane == 0; });
+  return valid;
 }
 
 // The first token with the largest logit.
 int32_t Sampler::argmax(std::span<const float> logits) const {
   const auto block = std::find(maxima_.begin(), maxima_.end(), max_) - maxima_.begin();
-  const auto begin = logits.begin() + block * static_cast<std::ptrdiff_t>(kBlock);
+  const auto begin = logits.begin() + block * static_cast<std::ptrdiff_t>(kLogitBlock);
   return static_cast<int32_t>(std::find(begin, logits.end(), max_) - logits.begin());
 }
 
@@ -148,8 +121,8 @@ void Sampler::collect(std::span<const float> logits, float least) {
   least = std::max(least, kLowest);
   for (size_t b = 0; b < maxima_.size(); ++b) {
     if (maxima_[b] < least) continue;
-    const size_t end = std::min((b + 1) * kBlock, logits.size());
-    for (size_t i = b * kBlock; i < end; ++i) {
+    const size_t end = std::min((b + 1) * kLogitBlock, logits.size());
+    for (size_t i = b * kLogitBlock; i < end; ++i) {
       if (logits[i] >= least) candidates_.push_back({static_cast<int32_t>(i), logits[i]});
     }
   }

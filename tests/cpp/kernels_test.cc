@@ -3,6 +3,8 @@
 #include "kernels/kernels.h"
 
 #include <algorithm>
+#include <limits>
+#include <utility>
 
 #include "base/dtype.h"
 #include "testing.h"
@@ -53,6 +55,29 @@ TEST_P(KernelsTest, SiluMul) {
       ASSERT_TRUE(close(&out[i], &want[i], 1, std::fabs(double{gate[i]}) * 3e-38, 1e-6)) << "silu of " << gate[i];
     }
     EXPECT_TRUE(out.intact());
+  }
+}
+
+TEST_P(KernelsTest, BlockMax) {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  for (const int64_t n : {1, 63, 64, 65, 255, 256, 257, 600, 1024}) {
+    std::vector<float> x = rng.normals(n, 3.0f);
+    for (int64_t i = 0; i < n; i += 5) x[i] = -kInf;
+    std::vector<float> want;
+    for (int64_t i = 0; i < n; i += kLogitBlock) {
+      want.push_back(*std::max_element(x.begin() + i, x.begin() + std::min(n, i + kLogitBlock)));
+    }
+    Guarded<float> maxima(static_cast<int64_t>(want.size()));
+    EXPECT_TRUE(kernels.block_max(x.data(), n, maxima.data())) << n;
+    EXPECT_TRUE(same_bits(maxima.data(), want.data(), static_cast<int64_t>(want.size()))) << n;
+    EXPECT_TRUE(maxima.intact()) << n;
+    for (const float bad : {kInf, std::numeric_limits<float>::quiet_NaN()}) {
+      for (const int64_t at : {int64_t{0}, n / 2, n - 1}) {
+        const float was = std::exchange(x[at], bad);
+        EXPECT_FALSE(kernels.block_max(x.data(), n, maxima.data())) << bad << " at " << at << " of " << n;
+        x[at] = was;
+      }
+    }
   }
 }
 

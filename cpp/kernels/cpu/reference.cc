@@ -29,6 +29,16 @@ void silu_mul(const float* gate, const float* up, int64_t n, float* out) noexcep
   for (int64_t i = 0; i < n; ++i) out[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
 }
 
+bool block_max(const float* x, int64_t n, float* maxima) noexcept {
+  bool valid = true;
+  for (int64_t i = 0; i < n; ++i) {
+    float& max = maxima[i / kLogitBlock];
+    max = i % kLogitBlock == 0 ? x[i] : std::max(max, x[i]);
+    valid = valid && x[i] <= std::numeric_limits<float>::max();
+  }
+  return valid;
+}
+
 void head_norm_rope(float* x, const float* norm_weight, float eps, const float* cos, const float* sin, float scale,
                     int64_t head_dim) noexcept {
   if (norm_weight != nullptr) rms_norm(x, norm_weight, eps, head_dim, x);
@@ -380,6 +390,7 @@ void blocked(const T* x, int64_t ldx, int64_t rows, int64_t k, int64_t /*k_chunk
 const Kernels kReferenceKernels = {
     .rms_norm = rms_norm,
     .silu_mul = silu_mul,
+    .block_max = block_max,
     .head_norm_rope = head_norm_rope,
     .short_conv = short_conv,
     .store_kv = {store_kv<KvType::f32>, store_kv<KvType::bf16>, store_kv<KvType::int8>},

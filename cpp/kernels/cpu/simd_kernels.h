@@ -14,6 +14,36 @@ void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* 
   for_lanes(0, n, [&](int64_t i, int64_t k) { store_n(load_n(x + i, k) * scale * load_n(weight + i, k), out + i, k); });
 }
 
+bool block_max(const float* x, int64_t n, float* maxima) noexcept {
+  const Vec most = Vec::set(std::numeric_limits<float>::max()), one = Vec::set(1.0f);
+  Vec valid = one;  // or 0: no comparison with NaN is true
+  const auto check = [&](Vec v) { valid = Vec::min(valid, Vec::keep_ge(most, v, one)); };
+  constexpr int kSide = 4;
+  int64_t i = 0;
+  for (; i + kSide * kLogitBlock <= n; i += kSide * kLogitBlock, maxima += kSide) {
+    Vec tops[kSide];
+    for (int b = 0; b < kSide; ++b) {
+      const float* block = x + i + b * kLogitBlock;
+      check(tops[b] = Vec::load(block));
+      for (int64_t j = Vec::kWidth; j < kLogitBlock; j += Vec::kWidth) {
+        const Vec v = Vec::load(block + j);
+        check(v);
+        tops[b] = Vec::max(tops[b], v);
+      }
+    }
+    Vec::max_of_each(tops, maxima);
+  }
+  bool rest = true;
+  for (; i < n; i += kLogitBlock, ++maxima) {
+    *maxima = x[i];
+    for (int64_t j = i; j < std::min(n, i + kLogitBlock); ++j) {
+      *maxima = std::max(*maxima, x[j]);
+      rest = rest && x[j] <= std::numeric_limits<float>::max();
+    }
+  }
+  return rest && (Vec::zero() - valid).max() == -1.0f;
+}
+
 void silu_mul(const float* gate, const float* up, int64_t n, float* out) noexcept {
   for_lanes(0, n, [&](int64_t i, int64_t k) {
     const Vec g = load_n(gate + i, k);
@@ -65,6 +95,7 @@ void to_bf16(const float* x, int64_t n, uint16_t* out) noexcept {
 constexpr Kernels kSimdKernels = {
     .rms_norm = rms_norm,
     .silu_mul = silu_mul,
+    .block_max = block_max,
     .head_norm_rope = head_norm_rope,
     .short_conv = short_conv,
     .store_kv = {store_kv<KvType::f32>, store_kv<KvType::bf16>, store_kv<KvType::int8>},
