@@ -67,16 +67,20 @@ inline void blocked_rows(const typename Product::X* x, int64_t ldx, int64_t rows
                          bool accumulate) noexcept {
   constexpr int kRows = 6;  // as many sums as registers allow
   constexpr int64_t kLines = kBlock * Product::kStep * sizeof(typename Product::W) / kLine;  // of weights in a step
-  const int64_t tiles = (rows + kRows - 1) / kRows, steps = k / Product::kStep;
-  // Several tiles read the block from cache, and meanwhile each fetches its share of the next one.
-  const int64_t share = tiles > 1 ? (kLines + tiles - 1) / tiles * kLine : 0;
-  const auto* next = reinterpret_cast<const char*>(panel + k * kBlock);
+  const int64_t tiles = (rows + kRows - 1) / kRows;
   alignas(64) float totals[kBlockRows * kBlock];
   for (int64_t begin = 0; begin < k; begin += k_chunk) {
+    const int64_t end = std::min(k, begin + k_chunk);
+    // Several tiles read a chunk from cache, and meanwhile each fetches its share of the next one, which lies behind
+    // it.
+    const int64_t after = end < k ? std::min(k, end + k_chunk) - end : std::min(k, k_chunk);
+    const int64_t turns = tiles * (end - begin);
+    const int64_t share = tiles > 1 ? (kLines * after + turns - 1) / turns * kLine : 0;
+    const auto* next = reinterpret_cast<const char*>(panel + end * kBlock);
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t row = rows * t / tiles, count = rows * (t + 1) / tiles - row;
-      const KRange range = {begin, std::min(k, begin + k_chunk), k, totals + row * kBlock};
-      const Ahead ahead = {next + (t * steps + begin / Product::kStep) * share, share};
+      const KRange range = {begin, end, k, totals + row * kBlock};
+      const Ahead ahead = {next + t * ((end - begin) / Product::kStep) * share, share};
       blocked_tile_of<Product, kRows>(count, x + row * ldx, ldx, range, panel, features, y + row * ldy, ldy, accumulate,
                                       ahead);
     }
