@@ -53,6 +53,7 @@ void quantize_q8(const float* x, int64_t n, Q8Sums kind, int8_t* values, float* 
 // start(sums). kSteps: see QuantPanels. kRows, kPanels: the largest tile.
 struct PlainFormat {
   static constexpr bool kMins = false, kSteps = false;
+  using Unpacked = void;
   // As many sums, integer and fp32, as registers allow, and few loads for each: Zen 4 has one 64-byte load a cycle.
   static constexpr int kRows = Vec::kWidth == 16 ? 4 : 2, kPanels = Vec::kWidth == 16 ? 3 : 1;
 };
@@ -65,10 +66,20 @@ struct Q8Format : PlainFormat {
   static IntVec dot(IntVec acc, ByteVec w, int32_t quad) { return dot4_q8(acc, w, quad); }
 };
 
+// Six-bit weights a byte each.
+struct Q6BytesFormat : PlainFormat {
+  static constexpr int64_t kBytes = kPanel * kGroup, kQuadsPerLoad = 1, kAhead = 0;
+  static constexpr bool kSteps = true;
+  static void load(const uint8_t* p, ByteVec (&quads)[1]) { quads[0] = ByteVec::load(p); }
+  static IntVec start(const int32_t* sum) { return IntVec::set(*sum); }
+  static IntVec dot(IntVec acc, ByteVec w, int32_t quad) { return dot4_q4(acc, w, quad); }
+};
+
 struct Q6Format : PlainFormat {
+  using Unpacked = Q6BytesFormat;
   static constexpr int64_t kBytes = kPanel * kGroup / 4 * 3, kQuadsPerLoad = 4;
   static constexpr bool kSteps = true;
-  // Taking the bits apart costs a fifth of four rows' products: eight rows share it, and fill the registers.
+  // Each activation that is loaded serves two products; there are three sums for each output.
   static constexpr int kRows = Vec::kWidth == 16 ? 4 : 2, kPanels = Vec::kWidth == 16 ? 2 : 1;
   static constexpr int64_t kAhead = 4544, kFetchFrom = 2;
   static void load(const uint8_t* p, ByteVec (&quads)[4]) {
@@ -252,6 +263,23 @@ inline void quant_tile_of(int64_t rows, const Q8Rows& x, int64_t row, int64_t gr
   quant_tile<Format, R, P>(x, row, groups, w, panel, features, y, ldy, accumulate, ahead);
 }
 
+// Groups of one row whose panels, taken apart, stay close to the core.
+inline constexpr int64_t kMostUnpackedGroups = 64;
+
+// `count` groups taken apart.
+template <class Format>
+inline void unpack(const uint8_t* packed, int64_t count, uint8_t* out) {
+  constexpr int64_t kQuads = Format::kQuadsPerLoad, kVec = Vec::kWidth * 4,
+                    kLoad = Format::kBytes / (kGroup / 4) * kQuads;
+  for (int64_t i = 0; i < count * (kGroup / 4) / kQuads; ++i) {
+    for (int v = 0; v < kPanelVecs; ++v) {
+      ByteVec quads[kQuads];
+      Format::load(packed + i * kLoad + v * kVec, quads);
+      for (int64_t q = 0; q < kQuads; ++q) quads[q].store(out + (i * kQuads + q) * kPanel * 4 + v * kVec);
+    }
+  }
+}
+
 // All rows times P panels at a time, from the panel `first` on. While its tiles compute, they fetch the next P panels
 // into the L2 cache, each its share: else memory would wait for the arithmetic and the arithmetic for memory.
 template <class Format, int R, int P>
@@ -264,6 +292,10 @@ inline void quant_rows(const Q8Rows& x, int64_t rows, int64_t groups, const Quan
   const int64_t lanes = scale_lanes<Format>(groups);
   const int64_t of_group = fetch ? share(kBytes) : 0, scales_of_tile = fetch ? share(P * lanes * 2) : 0;
   const int64_t steps_of_tile = fetch && Format::kSteps ? share(P * groups * kPanel * 2) : 0;
+  // Bits that are taken apart with some work are so once for many tiles.
+  constexpr bool kUnpacks = !std::is_void_v<typename Format::Unpacked>;
+  const bool unpacks = kUnpacks && tiles > 4 && groups <= kMostUnpackedGroups;
+  alignas(64) uint8_t bytes[kUnpacks ? P * kMostUnpackedGroups * kPanel * kGroup : 1];
   int64_t n = first * kPanel;
   for (; n + (P - 1) * kPanel < features; n += P * kPanel) {
     const int64_t next = n / kPanel + P;
@@ -271,8 +303,19 @@ inline void quant_rows(const Q8Rows& x, int64_t rows, int64_t groups, const Quan
     Ahead scales = {reinterpret_cast<const char*>(w.scales + next * lanes), scales_of_tile};
     Ahead steps = {nullptr, steps_of_tile};
     if constexpr (Format::kSteps) steps.next = reinterpret_cast<const char*>(w.steps + next * groups * 2 * kPanel);
+    if constexpr (kUnpacks) {
+      if (unpacks) unpack<Format>(w.values + n / kPanel * groups * Format::kBytes, P * groups, bytes);
+    }
     for (int64_t r = 0; r < rows; r += R, values.next += groups * of_group) {
       scales.turn<2>(), steps.turn<2>();
+      if constexpr (kUnpacks) {
+        if (unpacks) {
+          const QuantPanels panels = {bytes, w.scales + n / kPanel * lanes, nullptr, w.steps + n * groups * 2};
+          quant_tile_of<typename Format::Unpacked, R, P>(rows - r, x, r, groups, panels, 0, features - n,
+                                                         y + r * ldy + n, ldy, accumulate, values);
+          continue;
+        }
+      }
       quant_tile_of<Format, R, P>(rows - r, x, r, groups, w, n / kPanel, features - n, y + r * ldy + n, ldy, accumulate,
                                   values);
     }

@@ -115,6 +115,7 @@ struct IntVec {
 struct ByteVec {
   __m256i v;
   static ByteVec load(const uint8_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+  void store(uint8_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
   ByteVec low_halves() const { return {_mm256_and_si256(v, _mm256_set1_epi8(15))}; }
   ByteVec high_halves() const { return {_mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15))}; }
 };

@@ -103,6 +103,7 @@ struct IntVec {
 struct ByteVec {
   __m512i v;
   static ByteVec load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+  void store(uint8_t* p) const { _mm512_storeu_si512(p, v); }
   ByteVec low_halves() const { return {_mm512_and_si512(v, _mm512_set1_epi8(15))}; }
   ByteVec high_halves() const { return {_mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15))}; }
 };
