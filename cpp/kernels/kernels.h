@@ -18,6 +18,7 @@ namespace lfm {
 inline constexpr int64_t kPanel = 16;  // output features (lanes) of one packed weight panel
 inline constexpr int64_t kBlock = 64;  // output features of one block of oneDNN's packed layouts
 
+inline constexpr int64_t kMostRows = 96;    // of x, which stay in cache while panels of weights stream past them
 inline constexpr int64_t kLogitBlock = 64;  // logits that a sampler skips together
 
 // A group whose largest magnitude is not above this is quantized to zeros: 127 / max must stay finite.
@@ -146,7 +147,7 @@ struct Kernels {
   void (*gemm_q4)(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& panels, int64_t features, float* y,
                   int64_t ldy, bool accumulate) noexcept;
 
-  // Few rows times weights in oneDNN's blocked layouts: `panel` is one block of 64 output features, [k, 64] fp32 or
+  // Rows times weights in oneDNN's blocked layouts: `panel` is one block of 64 output features, [k, 64] fp32 or
   // [k / 2, 64, 2] bf16 (k even). Each sum runs over k in order, started anew every k_chunk inputs, the partial sums
   // added up: brgemm's order, so that results can equal its bits. y gets features < 64 values a row.
   // Null where the ISA has no oneDNN product to match: blocked_f32 below AVX-512, blocked_bf16 below AVX-512 BF16.

@@ -5,10 +5,9 @@
 #include <cstdint>
 
 #include "base/parallel.h"
+#include "kernels/kernels.h"
 
 namespace lfm {
-
-inline constexpr int64_t kMostRows = 96;  // of x, which stay in cache while panels of weights stream past them
 
 // task(row, rows, panel, panels) over blocks of rows and ranges of panels: the (block, panel) pairs, block after block,
 // are shared out to threads, the panels of one tile together unless rows are so few that memory is the limit. The

@@ -58,9 +58,6 @@ inline void blocked_tile_of(int64_t rows, const typename Product::X* x, int64_t 
   blocked_tile<Product, R>(x, ldx, range, panel, features, y, ldy, accumulate, ahead);
 }
 
-// Rows whose inputs of one chunk stay in the L2 cache, beside the weights'.
-inline constexpr int64_t kBlockRows = 96;
-
 template <class Product>
 inline void blocked_rows(const typename Product::X* x, int64_t ldx, int64_t rows, int64_t k, int64_t k_chunk,
                          const typename Product::W* panel, int64_t features, float* y, int64_t ldy,
@@ -68,7 +65,7 @@ inline void blocked_rows(const typename Product::X* x, int64_t ldx, int64_t rows
   constexpr int kRows = 6;  // as many sums as registers allow
   constexpr int64_t kLines = kBlock * Product::kStep * sizeof(typename Product::W) / kLine;  // of weights in a step
   const int64_t tiles = (rows + kRows - 1) / kRows;
-  alignas(64) float totals[kBlockRows * kBlock];
+  alignas(64) float totals[kMostRows * kBlock];
   for (int64_t begin = 0; begin < k; begin += k_chunk) {
     const int64_t end = std::min(k, begin + k_chunk);
     // Several tiles read a chunk from cache, and meanwhile each fetches its share of the next one, which lies behind
@@ -90,8 +87,8 @@ inline void blocked_rows(const typename Product::X* x, int64_t ldx, int64_t rows
 template <class Product>
 void blocked(const typename Product::X* x, int64_t ldx, int64_t rows, int64_t k, int64_t k_chunk,
              const typename Product::W* panel, int64_t features, float* y, int64_t ldy, bool accumulate) noexcept {
-  for (int64_t r = 0; r < rows; r += kBlockRows) {
-    blocked_rows<Product>(x + r * ldx, ldx, std::min(kBlockRows, rows - r), k, k_chunk, panel, features, y + r * ldy,
+  for (int64_t r = 0; r < rows; r += kMostRows) {
+    blocked_rows<Product>(x + r * ldx, ldx, std::min(kMostRows, rows - r), k, k_chunk, panel, features, y + r * ldy,
                           ldy, accumulate);
   }
 }
