@@ -263,20 +263,13 @@ void OneDnnLinear::multiply_blocked(const void* x, int64_t rows, int64_t k_chunk
 
 // A block of W1 and one of W3 go to a small tile, and from there through silu to y.
 void OneDnnLinear::multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const {
-  constexpr int64_t kWidth = 2 * kBlock, kTile = kMostRows * kWidth;  // 48 KB
-  const int64_t n = out_features() / 2, half = n / kBlock;
-  float* tiles = scratch.tiles.ensure(static_cast<size_t>(max_threads() * kTile));
-  for_panel_tasks<kTileRows, 1>(rows, half, [&](int64_t row, int64_t count, int64_t block, int64_t blocks) {
-    float* tile = tiles + thread_id() * kTile;
-    for (int64_t b = block; b < block + blocks; ++b) {
-      multiply_block(x, row, count, k_chunk_, b, tile, kWidth, false);
-      multiply_block(x, row, count, k_chunk_, half + b, tile + kBlock, kWidth, false);
-      for (int64_t r = 0; r < count; ++r) {
-        const float* gate = tile + r * kWidth;
-        kernels_.silu_mul(gate, gate + kBlock, kBlock, y + (row + r) * n + b * kBlock);
-      }
-    }
-  });
+  multiply_gated_panels<kTileRows, 1, kBlock>(
+      kernels_, rows, out_features() / 2, scratch.tiles, y,
+      [&](int64_t row, int64_t count, int64_t block, int64_t blocks, float* out, int64_t ldo) {
+        for (int64_t b = 0; b < blocks; ++b) {
+          multiply_block(x, row, count, k_chunk_, block + b, out + b * kBlock, ldo, false);
+        }
+      });
 }
 
 void OneDnnLinear::multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y) const {

@@ -52,27 +52,40 @@ class FloatPanels final : public Linear {
   std::string_view implementation() const override { return sizeof(T) == 4 ? "panels:f32" : "panels:bf16"; }
 
  protected:
-  void multiply(const void* input, int64_t rows, float* y, bool accumulate, LinearScratch&) const override {
-    const auto* x = static_cast<const float*>(input);
-    const int64_t k = in_features(), n = out_features();
-    for_panel_tasks<4, 3>(rows, panels_, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
-      gemm_of(kernels_, T{})(x + row * k, k, count, k, weights_.data() + panel * kPanel * k,
-                             std::min(panels * kPanel, n - panel * kPanel), y + row * n + panel * kPanel, n,
-                             accumulate);
+  void multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch&) const override {
+    const int64_t n = out_features();
+    for_panel_tasks<12, 2>(rows, panels_, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
+      gemm(x, row, count, panel, std::min(panels * kPanel, n - panel * kPanel), y + row * n + panel * kPanel, n,
+           accumulate);
     });
   }
 
   int64_t output_block() const override { return kPanel; }
   void multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y) const override {
-    const int64_t k = in_features();
     parallel_for(static_cast<int64_t>(blocks.size()), [&](int64_t i) {
       const int64_t n = blocks[static_cast<size_t>(i)] * kPanel;
-      gemm_of(kernels_, T{})(static_cast<const float*>(x), k, 1, k, weights_.data() + n * k,
-                             std::min(kPanel, out_features() - n), y + n, out_features(), false);
+      gemm(x, 0, 1, n / kPanel, std::min(kPanel, out_features() - n), y + n, out_features(), false);
     });
   }
 
+  bool gates() const override { return out_features() % (2 * kPanel) == 0 && !has_bias(); }
+  void multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const override {
+    multiply_gated_panels<12, 2, kPanel>(
+        kernels_, rows, out_features() / 2, scratch.tiles, y,
+        [&](int64_t row, int64_t count, int64_t panel, int64_t panels, float* out, int64_t ldo) {
+          gemm(x, row, count, panel, panels * kPanel, out, ldo, false);
+        });
+  }
+
  private:
+  // `count` rows of x times the `features` rows of W from `panel` on.
+  void gemm(const void* x, int64_t row, int64_t count, int64_t panel, int64_t features, float* y, int64_t ldy,
+            bool accumulate) const {
+    const int64_t k = in_features();
+    gemm_of(kernels_, T{})(static_cast<const float*>(x) + row * k, k, count, k, weights_.data() + panel * kPanel * k,
+                           features, y, ldy, accumulate);
+  }
+
   const Kernels& kernels_;
   int64_t panels_;
   Buffer<T> weights_;

@@ -63,25 +63,12 @@ class QuantLinear final : public Linear {
   }
 
   bool gates() const override { return out_features() % (2 * kPanel) == 0 && !has_bias(); }
-  // Strips of panels of W1 and of W3 go to a small tile, and from there through silu to y.
   void multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const override {
-    constexpr int64_t kTile = kMostRows * 6 * kPanel;  // of all rows of a block: 3 + 3 panels, 36 KB
-    const int64_t n = out_features() / 2;
-    float* tiles = scratch.tiles.ensure(static_cast<size_t>(max_threads() * kTile));
-    for_panel_tasks<4, 3>(rows, layout_.panels / 2, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
-      float* tile = tiles + thread_id() * kTile;
-      const int64_t most = kTile / (2 * kPanel * count) / 3 * 3;
-      for (const int64_t end = panel + panels; panel < end;) {
-        const int64_t width = std::min(most, end - panel) * kPanel;
-        gemm(x, rows, row, count, panel, width, tile, 2 * width, false);
-        gemm(x, rows, row, count, panel + layout_.panels / 2, width, tile + width, 2 * width, false);
-        for (int64_t r = 0; r < count; ++r) {
-          const float* gate = tile + r * 2 * width;
-          kernels_.silu_mul(gate, gate + width, width, y + (row + r) * n + panel * kPanel);
-        }
-        panel += width / kPanel;
-      }
-    });
+    multiply_gated_panels<4, 3, kPanel>(
+        kernels_, rows, out_features() / 2, scratch.tiles, y,
+        [&](int64_t row, int64_t count, int64_t panel, int64_t panels, float* out, int64_t ldo) {
+          gemm(x, rows, row, count, panel, panels * kPanel, out, ldo, false);
+        });
   }
 
  private:

@@ -175,7 +175,7 @@ TEST_P(LinearTest, GatedEqualsTheProductThroughSilu) {
                                            {"w3", &w[static_cast<size_t>(n / 2 * k)], DType::f32, {n / 2, k}}};
     for (const Kind& kind : kKinds) {
       const auto linear = make(parts, kind);
-      ASSERT_EQ(linear->gates(), is_integer(kind.type));
+      ASSERT_EQ(linear->gates(), !linear->implementation().starts_with("onednn:"));
       if (!linear->gates()) continue;
       const std::vector<float> product = apply(*linear, x, 200);
       std::vector<float> want(static_cast<size_t>(200 * n / 2));

@@ -3,6 +3,7 @@
 // A tile is R rows of x by P panels. Every output is one chain of sums over k in order, whatever R and P.
 
 inline constexpr int kPanelVecs = kPanel / Vec::kWidth;
+inline constexpr int64_t kFetchSteps = 16;  // inputs between two requests for memory
 
 inline void write_panel(const Vec* sum, float* y, int64_t valid, bool accumulate) {
   for (int i = 0; i < kPanelVecs; ++i) {
@@ -15,20 +16,25 @@ inline void write_panel(const Vec* sum, float* y, int64_t valid, bool accumulate
 
 template <int R, int P, class T>
 inline void gemm_tile(const float* x, int64_t ldx, int64_t k, const T* panels, int64_t features, float* y, int64_t ldy,
-                      bool accumulate) noexcept {
+                      bool accumulate, Ahead ahead) noexcept {
   Vec sum[R][P][kPanelVecs];
   for (auto& row : sum)
     for (auto& panel : row)
       for (Vec& v : panel) v = Vec::zero();
-  for (int64_t i = 0; i < k; ++i) {
-    Vec xs[R];
-    for (int r = 0; r < R; ++r) xs[r] = Vec::set(x[r * ldx + i]);
-    for (int p = 0; p < P; ++p) {
-      for (int j = 0; j < kPanelVecs; ++j) {
-        const Vec w = Vec::load(panels + (p * k + i) * kPanel + j * Vec::kWidth);
-        for (int r = 0; r < R; ++r) sum[r][p][j] = Vec::fma(xs[r], w, sum[r][p][j]);
+  for (int64_t begin = 0; begin < k; begin += kFetchSteps) {
+    const int64_t end = std::min(k, begin + kFetchSteps);
+    for (int64_t i = begin; i < end; ++i) {
+      // All weights of a step before the rows: one register serves all broadcasts.
+      Vec w[P][kPanelVecs];
+      for (int p = 0; p < P; ++p)
+        for (int j = 0; j < kPanelVecs; ++j) w[p][j] = Vec::load(panels + (p * k + i) * kPanel + j * Vec::kWidth);
+      for (int r = 0; r < R; ++r) {
+        const Vec xs = Vec::set(x[r * ldx + i]);
+        for (int p = 0; p < P; ++p)
+          for (int j = 0; j < kPanelVecs; ++j) sum[r][p][j] = Vec::fma(xs, w[p][j], sum[r][p][j]);
       }
     }
+    ahead.turn<2>();
   }
   for (int r = 0; r < R; ++r)
     for (int p = 0; p < P; ++p) {
@@ -36,13 +42,30 @@ inline void gemm_tile(const float* x, int64_t ldx, int64_t k, const T* panels, i
     }
 }
 
+// `rows` rows, at most R of them, in one tile.
+template <int R, int P, class T>
+inline void gemm_tile_of(int64_t rows, const float* x, int64_t ldx, int64_t k, const T* panels, int64_t features,
+                         float* y, int64_t ldy, bool accumulate, Ahead ahead) noexcept {
+  if constexpr (R > 1) {
+    if (rows < R) return gemm_tile_of<R - 1, P>(rows, x, ldx, k, panels, features, y, ldy, accumulate, ahead);
+  }
+  gemm_tile<R, P>(x, ldx, k, panels, features, y, ldy, accumulate, ahead);
+}
+
+// All rows times P panels at a time, in tiles of at most R rows; several tiles fetch the next panels, each its share.
 template <int R, int P, class T>
 inline void gemm_rows(const float* x, int64_t ldx, int64_t rows, int64_t k, const T* panels, int64_t features, float* y,
                       int64_t ldy, bool accumulate) noexcept {
+  const int64_t tiles = (rows + R - 1) / R, turns = (k + kFetchSteps - 1) / kFetchSteps;
+  constexpr int64_t kLines = P * kFetchSteps * kPanel * sizeof(T) / kLine;  // of weights between two turns
+  const int64_t share = tiles > 1 ? (kLines + tiles - 1) / tiles * kLine : 0;
   int64_t n = 0;
   for (; n + (P - 1) * kPanel < features; n += P * kPanel) {
-    for (int64_t r = 0; r < rows; r += R) {
-      gemm_tile<R, P>(x + r * ldx, ldx, k, panels + n * k, features - n, y + r * ldy + n, ldy, accumulate);
+    const auto* next = reinterpret_cast<const char*>(panels + (n + P * kPanel) * k);
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t r = rows * t / tiles, count = rows * (t + 1) / tiles - r;
+      gemm_tile_of<R, P>(count, x + r * ldx, ldx, k, panels + n * k, features - n, y + r * ldy + n, ldy, accumulate,
+                         {next + t * turns * share, share});
     }
   }
   if constexpr (P > 1) {
@@ -55,12 +78,8 @@ inline void gemm_rows(const float* x, int64_t ldx, int64_t rows, int64_t k, cons
 template <class T>
 void gemm(const float* x, int64_t ldx, int64_t rows, int64_t k, const T* panels, int64_t features, float* y,
           int64_t ldy, bool accumulate) noexcept {
-  constexpr int64_t kRows = Vec::kWidth == 16 ? 12 : 6;  // with P panels: as many sums as registers allow
+  constexpr int kRows = Vec::kWidth == 16 ? 12 : 6;  // with P panels: as many sums as registers allow
   constexpr int kPanels = Vec::kWidth == 16 ? 2 : 1;
-  const int64_t whole = rows / kRows * kRows;
-  if (whole > 0) gemm_rows<kRows, kPanels>(x, ldx, whole, k, panels, features, y, ldy, accumulate);
-  x += whole * ldx, y += whole * ldy, rows -= whole;
-  const int64_t pairs = rows / 2 * 2;
-  if (pairs > 0) gemm_rows<2, 2>(x, ldx, pairs, k, panels, features, y, ldy, accumulate);
-  if (rows > pairs) gemm_rows<1, 4>(x + pairs * ldx, ldx, 1, k, panels, features, y + pairs * ldy, ldy, accumulate);
+  const auto product = rows == 1 ? gemm_rows<1, 4, T> : gemm_rows<kRows, kPanels, T>;
+  product(x, ldx, rows, k, panels, features, y, ldy, accumulate);
 }
