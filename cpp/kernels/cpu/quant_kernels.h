@@ -49,21 +49,21 @@ void quantize_q8(const float* x, int64_t n, Q8Sums kind, int8_t* values, float* 
 }
 
 // A format says what a group of a panel looks like: kBytes of it in loads of kQuadsPerLoad quads (inputs 4j .. 4j+3),
-// and how the quads of one are read; dot adds a quad's products with four activations to a sum that began at
-// start(sums). kSteps: see QuantPanels. kRows, kPanels: the largest tile.
+// and how the quads of one are read; Dot sums products with activations, from start(sums) on. kSteps: see QuantPanels.
+// kRows, kPanels: the largest tile.
 struct PlainFormat {
   static constexpr bool kMins = false, kSteps = false;
   using Unpacked = void;
   // As many sums, integer and fp32, as registers allow, and few loads for each: Zen 4 has one 64-byte load a cycle.
-  static constexpr int kRows = Vec::kWidth == 16 ? 4 : 2, kPanels = Vec::kWidth == 16 ? 3 : 1;
+  static constexpr int kRows = 4, kPanels = Vec::kWidth == 16 ? 3 : 1;
 };
 
 struct Q8Format : PlainFormat {
   static constexpr int64_t kBytes = kPanel * kGroup, kQuadsPerLoad = 1;
-  static constexpr int64_t kAhead = 0, kFetchFrom = 3 / kPanelVecs;
+  static constexpr int64_t kAhead = kPanelVecs > 1 ? 1536 : 0, kFetchFrom = 3 / kPanelVecs;
   static void load(const uint8_t* p, ByteVec (&quads)[1]) { quads[0] = ByteVec::load(p); }
-  static IntVec start(const int32_t* sum) { return kDotIncludesOffset ? IntVec::set(*sum) : IntVec::set(0); }
-  static IntVec dot(IntVec acc, ByteVec w, int32_t quad) { return dot4_q8(acc, w, quad); }
+  using Dot = DotQ8;
+  static IntVec start(const int32_t* sum) { return IntVec::set(*sum); }
 };
 
 // Six-bit weights a byte each.
@@ -71,8 +71,8 @@ struct Q6BytesFormat : PlainFormat {
   static constexpr int64_t kBytes = kPanel * kGroup, kQuadsPerLoad = 1, kAhead = 0;
   static constexpr bool kSteps = true;
   static void load(const uint8_t* p, ByteVec (&quads)[1]) { quads[0] = ByteVec::load(p); }
+  using Dot = DotQ6;
   static IntVec start(const int32_t* sum) { return IntVec::set(*sum); }
-  static IntVec dot(IntVec acc, ByteVec w, int32_t quad) { return dot4_q4(acc, w, quad); }
 };
 
 struct Q6Format : PlainFormat {
@@ -80,13 +80,13 @@ struct Q6Format : PlainFormat {
   static constexpr int64_t kBytes = kPanel * kGroup / 4 * 3, kQuadsPerLoad = 4;
   static constexpr bool kSteps = true;
   // Each activation that is loaded serves two products; there are three sums for each output.
-  static constexpr int kRows = Vec::kWidth == 16 ? 4 : 2, kPanels = Vec::kWidth == 16 ? 2 : 1;
+  static constexpr int kRows = 4, kPanels = Vec::kWidth == 16 ? 2 : 1;
   static constexpr int64_t kAhead = 4544, kFetchFrom = 2;
   static void load(const uint8_t* p, ByteVec (&quads)[4]) {
     split_q6(ByteVec::load(p), ByteVec::load(p + 64), ByteVec::load(p + 128), quads);
   }
+  using Dot = DotQ6;
   static IntVec start(const int32_t* sum) { return IntVec::set(*sum); }
-  static IntVec dot(IntVec acc, ByteVec w, int32_t quad) { return dot4_q4(acc, w, quad); }
 };
 
 template <bool Mins>
@@ -100,12 +100,12 @@ struct Q4Format : PlainFormat {
     const ByteVec both = ByteVec::load(p);
     quads[0] = both.low_halves(), quads[1] = both.high_halves();
   }
-  static IntVec start(const int32_t* sum) { return Mins ? IntVec::set(0) : IntVec::set(*sum); }
-  static IntVec dot(IntVec acc, ByteVec w, int32_t quad) { return dot4_q4(acc, w, quad); }
+  using Dot = DotQ4;
+  static IntVec start(const int32_t* sum) { return IntVec::set(Mins ? 0 : *sum); }
 };
 
-template <int R, int P>
-using Dots = IntVec[R][P][kPanelVecs];
+template <int R, int P, class T = IntVec>
+using Dots = T[R][P][kPanelVecs];
 template <int R, int P>
 using Sums = Vec[R][P][kPanelVecs];
 
@@ -120,35 +120,47 @@ inline void set_zero(Sums<R, P>& sums) {
 template <class Format, int R, int P>
 constexpr bool kStreams = R * P == 1 && Format::kAhead > 0;
 
-// The integer sums of R rows and P panels over `count` quads from quad `first` of a group on. base: see quant_tile.
-template <class Format, int R, int P>
-inline void add_quads(const int8_t* const* base, int64_t ld, const uint8_t* values, int64_t panel_bytes, int64_t first,
-                      int64_t count, const int32_t* sums, Dots<R, P>& dot) {
+// body(integral_constant i) for i < N, inlined.
+template <int64_t N, class Body>
+[[gnu::always_inline]] inline void for_constants(const Body& body) {
+  [&]<int64_t... I>(std::integer_sequence<int64_t, I...>) __attribute__((always_inline)) {
+    (body(std::integral_constant<int64_t, I>{}), ...);
+  }(std::make_integer_sequence<int64_t, N>{});
+}
+
+// The integer sums of R rows and P panels over a whole or half group, of Count quads. base: see quant_tile.
+// Always inline: the sums are in registers then.
+template <class Format, int64_t Count, int R, int P>
+[[gnu::always_inline]] inline void add_quads(const int8_t* const* base, int64_t ld, const uint8_t* values,
+                                             int64_t panel_bytes, const int32_t* sums, Dots<R, P>& total) {
   constexpr int64_t kQuads = Format::kQuadsPerLoad, kLoad = Format::kBytes / (kGroup / 4) * kQuads;
+  Dots<R, P, typename Format::Dot> dot;
   for (int r = 0; r < R; ++r)
     for (auto& p : dot[r])
-      for (IntVec& d : p) d = Format::start(sums + r);
-#pragma GCC unroll 8
-  for (int64_t j = first; j < first + count; j += kQuads) {
+      for (auto& d : p) d = Format::Dot::start(Format::start(sums + r));
+  for_constants<Count / kQuads>([&](auto load) __attribute__((always_inline)) {
     ByteVec quads[P][kPanelVecs][kQuads];
     for (int p = 0; p < P; ++p) {
-      const uint8_t* at = values + p * panel_bytes + j / kQuads * kLoad;
+      const uint8_t* at = values + p * panel_bytes + load() * kLoad;
       if constexpr (kStreams<Format, R, P>) {
         for (int64_t line = 0; line < kLoad; line += kLine) __builtin_prefetch(at + Format::kAhead + line);
       }
       for (int i = 0; i < kPanelVecs; ++i) Format::load(at + i * Vec::kWidth * 4, quads[p][i]);
     }
-#pragma GCC unroll 4
-    for (int64_t q = 0; q < kQuads; ++q) {
+    for_constants<kQuads>([&](auto q) __attribute__((always_inline)) {
+      constexpr int64_t kQuad = load() * kQuads + q();
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         int32_t quad;
-        std::memcpy(&quad, base[r / 3] + r % 3 * ld + (j + q) * 4, sizeof(quad));
+        std::memcpy(&quad, base[r / 3] + r % 3 * ld + kQuad * 4, sizeof(quad));
         for (int p = 0; p < P; ++p)
-          for (int i = 0; i < kPanelVecs; ++i) dot[r][p][i] = Format::dot(dot[r][p][i], quads[p][i][q], quad);
+          for (int i = 0; i < kPanelVecs; ++i) dot[r][p][i].template add<kQuad>(quads[p][i][q()], quad);
       }
-    }
-  }
+    });
+  });
+  for (int r = 0; r < R; ++r)
+    for (int p = 0; p < P; ++p)
+      for (int i = 0; i < kPanelVecs; ++i) total[r][p][i] = dot[r][p][i].total(Format::start(sums + r));
 }
 
 // total = the integer sums of half a group times the steps of its rows of W (+ total, of the other half). Exact.
@@ -205,12 +217,14 @@ inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const Quant
   for (int64_t g = 0; g < groups; ++g) {
     Dots<R, P> dot;
     if constexpr (Format::kSteps) {
-      constexpr int64_t kQuads = kGroup / 8;  // of a half
+      constexpr int64_t kHalf = kGroup / 8;  // quads
       const int8_t* steps = w.steps + (panel * groups + g) * 2 * kPanel;
       Sums<R, P> total;
-      add_quads<Format, R, P>(base, ld, values, panel_bytes, 0, kQuads, sums, dot);
+      const int8_t* half[kBases];
+      for (int b = 0; b < kBases; ++b) half[b] = base[b] + kGroup / 2;
+      add_quads<Format, kHalf, R, P>(base, ld, values, panel_bytes, sums, dot);
       add_steps<true, R, P>(steps, panel_lanes, dot, total);
-      add_quads<Format, R, P>(base, ld, values, panel_bytes, kQuads, kQuads, sums + x.stride, dot);
+      add_quads<Format, kHalf, R, P>(half, ld, values + Format::kBytes / 2, panel_bytes, sums + x.stride, dot);
       add_steps<false, R, P>(steps + kPanel, panel_lanes, dot, total);
       for (int r = 0; r < R; ++r)
         for (int p = 0; p < P; ++p)
@@ -223,7 +237,7 @@ inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const Quant
       }
       sums += 2 * x.stride;
     } else {
-      add_quads<Format, R, P>(base, ld, values, panel_bytes, 0, kGroup / 4, sums, dot);
+      add_quads<Format, kGroup / 4, R, P>(base, ld, values, panel_bytes, sums, dot);
       for (int p = 0; p < P; ++p)
         for (int i = 0; i < kPanelVecs; ++i) {
           const int64_t lane = p * panel_lanes + i * Vec::kWidth;
