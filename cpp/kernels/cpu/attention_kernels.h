@@ -221,11 +221,27 @@ inline void add_steps(const typename Kv::Operand* x, int64_t ldx, const typename
                       int64_t steps, const typename Kv::Element* next, typename Kv::Sum (&sum)[R][V]) noexcept {
   constexpr int64_t kPair = kv_pair(Kv::kType);
   for (int64_t s = 0; s < steps; ++s) {
-    for (int i = 0; i < V; ++i) {
+    const auto value = [&](int i) {
       const int64_t at = s * stride + i * Vec::kWidth * kPair;
-      const auto v = Kv::load(values + at);
       if constexpr (Fetch) _mm_prefetch(reinterpret_cast<const char*>(next + at), _MM_HINT_T1);
-      for (int r = 0; r < R; ++r) sum[r][i] = Kv::add(sum[r][i], Kv::broadcast(x + r * ldx + s * kPair), v);
+      return Kv::load(values + at);
+    };
+    const auto operand = [&](int r) { return Kv::broadcast(x + r * ldx + s * kPair); };
+    // The fewer of both stay in registers.
+    if constexpr (V > R) {
+      decltype(operand(0)) xs[R];
+      for (int r = 0; r < R; ++r) xs[r] = operand(r);
+      for (int i = 0; i < V; ++i) {
+        const auto v = value(i);
+        for (int r = 0; r < R; ++r) sum[r][i] = Kv::add(sum[r][i], xs[r], v);
+      }
+    } else {
+      decltype(value(0)) v[V];
+      for (int i = 0; i < V; ++i) v[i] = value(i);
+      for (int r = 0; r < R; ++r) {
+        const auto xs = operand(r);
+        for (int i = 0; i < V; ++i) sum[r][i] = Kv::add(sum[r][i], xs, v[i]);
+      }
     }
   }
 }
