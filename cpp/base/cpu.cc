@@ -11,17 +11,16 @@
 #include <set>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
 
 namespace lfm {
 namespace {
 
-constexpr std::pair<Isa, std::string_view> kNames[] = {{Isa::reference, "reference"},
-                                                       {Isa::avx2, "avx2"},
-                                                       {Isa::avx512, "avx512"},
-                                                       {Isa::avx512_bf16, "avx512_bf16"},
-                                                       {Isa::amx, "amx"}};
+constexpr std::pair<Isa, std::string_view> kNames[] = {{Isa::reference, "reference"},     {Isa::avx2, "avx2"},
+                                                       {Isa::avx2_vnni, "avx2_vnni"},     {Isa::avx512, "avx512"},
+                                                       {Isa::avx512_bf16, "avx512_bf16"}, {Isa::amx, "amx"}};
 
 // Linux hands out AMX tile state per process on request (arch_prctl); oneDNN asks again, harmlessly.
 bool amx_permitted() {
@@ -29,33 +28,42 @@ bool amx_permitted() {
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-Isa detect() {
-  __builtin_cpu_init();
-  if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))) {
-    return Isa::reference;
+bool has(Isa isa) {
+  switch (isa) {
+    case Isa::reference: return true;
+    case Isa::avx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    case Isa::avx2_vnni: return has(Isa::avx2) && __builtin_cpu_supports("avxvnni");
+    case Isa::avx512:
+      return has(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+             __builtin_cpu_supports("avx512vnni");
+    case Isa::avx512_bf16: return has(Isa::avx512) && __builtin_cpu_supports("avx512bf16");
+    case Isa::amx:
+      return has(Isa::avx512_bf16) && __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-int8") &&
+             amx_permitted();
   }
-  if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))) {
-    return Isa::avx2;
-  }
-  if (!__builtin_cpu_supports("avx512bf16")) return Isa::avx512;
-  if (!(__builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-int8") && amx_permitted())) {
-    return Isa::avx512_bf16;
-  }
-  return Isa::amx;
+  return false;
+}
+
+std::string names(std::span<const Isa> isas) {
+  std::string all;
+  for (const Isa isa : isas) all += (all.empty() ? "" : ", ") + std::string(isa_name(isa));
+  return all;
 }
 
 Isa choose() {
-  const Isa best = detected_isa();
   const char* forced = std::getenv("LFM_ENGINE_ISA");
-  if (forced == nullptr || *forced == '\0') return best;
+  if (forced == nullptr || *forced == '\0') return detected_isa();
   for (const auto& [isa, name] : kNames) {
     if (name != forced) continue;
-    check(isa <= best, "LFM_ENGINE_ISA=", forced, " is not available: this CPU supports up to ", isa_name(best));
+    const auto has = supported_isas();
+    check(std::find(has.begin(), has.end(), isa) != has.end(), "LFM_ENGINE_ISA=", forced,
+          " is not available: this CPU has ", names(has));
     return isa;
   }
   throw std::invalid_argument(
-      concat("LFM_ENGINE_ISA=", forced, " is unknown; use reference, avx2, avx512, avx512_bf16 or amx"));
+      concat("LFM_ENGINE_ISA=", forced, " is unknown; use reference, avx2, avx2_vnni, avx512, avx512_bf16 or amx"));
 }
 
 int physical_cores_in_affinity() {
@@ -118,10 +126,19 @@ std::string_view isa_name(Isa isa) {
   return "?";
 }
 
-Isa detected_isa() {
-  static const Isa isa = detect();
-  return isa;
+std::span<const Isa> supported_isas() {
+  static const std::vector<Isa> isas = [] {
+    __builtin_cpu_init();
+    std::vector<Isa> found;
+    for (const auto& [isa, name] : kNames) {
+      if (has(isa)) found.push_back(isa);
+    }
+    return found;
+  }();
+  return isas;
 }
+
+Isa detected_isa() { return supported_isas().back(); }
 
 Isa active_isa() {
   static const Isa isa = choose();

@@ -249,6 +249,9 @@ py::dict cpu_info() {
   py::dict info;
   info["isa"] = std::string(isa_name(active_isa()));
   info["detected_isa"] = std::string(isa_name(detected_isa()));
+  py::list isas;
+  for (const Isa isa : supported_isas()) isas.append(std::string(isa_name(isa)));
+  info["isas"] = isas;
   info["num_threads"] = usable_cores();
   return info;
 }
@@ -406,7 +409,7 @@ PYBIND11_MODULE(_core, m) {
 
   m.def("dequantize", &dequantize, py::arg("data"), py::arg("dtype"),
         "The float32 values [rows, cols] of uint8 [rows, bytes]: blocks of GGUF's type of that name, such as 'q4_k'.");
-  m.def("cpu_info", &cpu_info, "isa in use, isa detected, and the default number of threads.");
+  m.def("cpu_info", &cpu_info, "isa in use, isa detected, all isas of this CPU, and the default number of threads.");
   m.def("release_free_memory", &release_free_memory, py::call_guard<py::gil_scoped_release>(),
         "Gives memory that the C library keeps for later back to the system.");
   m.def("forked_after_parallel", &forked_after_parallel,

@@ -181,6 +181,7 @@ const Kernels& active_kernels();
 
 extern const Kernels kReferenceKernels;
 extern const Kernels kAvx2Kernels;
+const Kernels& avx2_vnni_kernels();  // kAvx2Kernels and integer products by dot product instructions
 extern const Kernels kAvx512Kernels;
 const Kernels& avx512_bf16_kernels();  // kAvx512Kernels and bf16 dot products
 

@@ -26,6 +26,7 @@ dnnl::cpu_isa onednn_isa(Isa isa) {
   switch (isa) {
     case Isa::reference: return dnnl::cpu_isa::sse41;
     case Isa::avx2: return dnnl::cpu_isa::avx2;
+    case Isa::avx2_vnni: return dnnl::cpu_isa::avx2_vnni;
     case Isa::avx512: return dnnl::cpu_isa::avx512_core_vnni;
     case Isa::avx512_bf16: return dnnl::cpu_isa::avx512_core_bf16;
     case Isa::amx: return dnnl::cpu_isa::avx512_core_amx;

@@ -487,7 +487,7 @@ def bf16_to_dlpack(array: numpy.ndarray, versioned: bool) -> typing_extensions.C
 
 def cpu_info() -> dict[str, typing.Any]:
     """
-    isa in use, isa detected, and the default number of threads.
+    isa in use, isa detected, all isas of this CPU, and the default number of threads.
     """
 
 def dequantize(

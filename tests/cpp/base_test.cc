@@ -21,13 +21,17 @@ TEST(Cpu, CoresAndIsa) {
   EXPECT_GE(usable_cores(), 1);
   EXPECT_LE(active_isa(), detected_isa());
   std::set<std::string_view> names;
-  for (const Isa isa : isas_up_to(Isa::amx)) names.insert(isa_name(isa));
-  EXPECT_EQ(names.size(), 5u);
+  for (int i = 0; i <= static_cast<int>(Isa::amx); ++i) names.insert(isa_name(static_cast<Isa>(i)));
+  EXPECT_EQ(names.size(), 6u);
+  EXPECT_FALSE(names.contains("?"));
+  EXPECT_EQ(supported_isas().front(), Isa::reference);
+  EXPECT_EQ(supported_isas().back(), detected_isa());
 }
 
 TEST(Cpu, DispatchNeverGoesAboveTheIsa) {
   EXPECT_EQ(&kernels_for(Isa::reference), &kReferenceKernels);
   EXPECT_EQ(&kernels_for(Isa::avx2), &kAvx2Kernels);
+  EXPECT_EQ(&kernels_for(Isa::avx2_vnni), &avx2_vnni_kernels());
   EXPECT_EQ(&kernels_for(Isa::avx512), &kAvx512Kernels);
 }
 

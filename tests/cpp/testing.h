@@ -51,10 +51,10 @@ class Rng {
   uint64_t state_;
 };
 
-// Every level from `reference` up to `best`.
+// Every level of this CPU from `reference` up to `best`.
 inline std::vector<Isa> isas_up_to(Isa best) {
   std::vector<Isa> all;
-  for (const Isa isa : {Isa::reference, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::amx}) {
+  for (const Isa isa : supported_isas()) {
     if (isa <= best) all.push_back(isa);
   }
   return all;

@@ -1,6 +1,6 @@
-// Eight fp32 lanes: what simd_kernels.h needs of AVX2 + FMA + F16C. Only for translation units built for it.
-// Included inside the namespace of such a unit, so that no code built for one ISA can be linked into another; hence no
-// include guard, no #include and no namespace here.
+// Eight fp32 lanes: what simd_kernels.h needs of AVX2 + FMA + F16C, and of AVX-VNNI. Only for translation units built
+// for it. Included inside the namespace of such a unit, so that no code built for one ISA can be linked into another;
+// hence no include guard, no #include and no namespace here.
 
 struct Vec {
   static constexpr int64_t kWidth = 8;
@@ -134,6 +134,21 @@ inline void split_q6(ByteVec a, ByteVec b, ByteVec c, ByteVec (&quads)[4]) {
 // Sums of products of weights and activations, four inputs at a time, per lane: start(from), add(w, quad) with the
 // activations of each quad packed in an int32, total(from): from + the sum.
 
+#ifdef __AVXVNNI__
+// Weights are as stored, with their zero point: `from` is minus that times the sum of the activations.
+struct Dot {
+  __m256i sum;
+  static Dot start(IntVec from) { return {from.v}; }
+  template <int kQuad>
+  void add(ByteVec w, int32_t quad) {
+    sum = _mm256_dpbusd_avx_epi32(sum, w.v, _mm256_set1_epi32(quad));
+  }
+  IntVec total(IntVec) const { return {sum}; }
+};
+using DotQ8 = Dot;
+using DotQ6 = Dot;
+using DotQ4 = Dot;
+#else
 // Of weights w as they are stored, plus 128, each with the sum of w - 128: `from` is not of use.
 struct DotQ8 {
   __m256i sum;
@@ -178,3 +193,4 @@ struct DotQ4 {
   }
   IntVec total(IntVec from) const { return {_mm256_add_epi32(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)), from.v)}; }
 };
+#endif

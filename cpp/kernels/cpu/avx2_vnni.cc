@@ -1,0 +1,34 @@
+// What AVX-VNNI adds to the AVX2 table: integer matrix products.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "kernels/kernels.h"
+
+namespace lfm {
+namespace {
+// clang-format off: each needs the ones before it
+#include "kernels/cpu/vec_avx2.h"
+#include "kernels/cpu/lanes.h"
+#include "kernels/cpu/panel_kernels.h"
+#include "kernels/cpu/quant_kernels.h"
+// clang-format on
+}  // namespace
+
+const Kernels& avx2_vnni_kernels() {
+  static const Kernels table = [] {
+    Kernels t = kAvx2Kernels;
+    t.quantize_q8 = quantize_q8;
+    t.gemm_q8 = gemm_quant<Q8Format>;
+    t.gemm_q6 = gemm_quant<Q6Format>;
+    t.gemm_q4 = gemm_q4;
+    return t;
+  }();
+  return table;
+}
+
+}  // namespace lfm
