@@ -104,12 +104,12 @@ TEST_P(QuantKernelsTest, QuantizedProductsAreExact) {
       if (q6) scales.resize(static_cast<size_t>(panels * super_groups(groups) * 16));
       const QuantPanels w = {values.data(), scales.data(), c.mins ? mins.data() : nullptr, q6 ? steps.data() : nullptr};
       for (const int64_t rows : {1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 17, 20, 24, 31}) {
-        for (const int kind : {0, 1, 2}) {  // random; the extremes of equal sign; random extremes
+        for (const int kind : {0, 1, 2, 3}) {  // random; the lowest; random extremes; the highest
           std::vector<int8_t> x(static_cast<size_t>(rows * groups * 32));
           for (uint8_t& v : values)
-            v = static_cast<uint8_t>(kind == 0 ? rng.below(256) : kind == 1 ? 0 : rng.below(2) * 255);
+            v = static_cast<uint8_t>(kind == 0 ? rng.below(256) : kind == 2 ? rng.below(2) * 255 : kind / 2 * 255);
           for (int8_t& v : x) v = static_cast<int8_t>(kind == 0 ? rng.below(255) - 127 : rng.below(2) * 254 - 127);
-          if (kind == 1) std::fill(x.begin(), x.end(), rng.below(2) == 0 ? int8_t{127} : int8_t{-127});
+          if (kind % 2 == 1) std::fill(x.begin(), x.end(), rng.below(2) == 0 ? int8_t{127} : int8_t{-127});
           const int64_t stride = rows + 2;
           const std::vector<float> x_scales = rng.normals(groups * stride);
           const int64_t parts = groups * c.sums.per_group, part = 32 / c.sums.per_group;
