@@ -262,7 +262,6 @@ void OneDnnLinear::multiply_blocked(const void* x, int64_t rows, int64_t k_chunk
                                 });
 }
 
-// A block of W1 and one of W3 go to a small tile, and from there through silu to y.
 void OneDnnLinear::multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const {
   multiply_gated_panels<kTileRows, 1, kBlock>(
       kernels_, rows, out_features() / 2, scratch.tiles, y,

@@ -11,10 +11,17 @@
 
 namespace lfm {
 namespace {
-// clang-format off: each needs the ones before it
 #include "kernels/cpu/vec_avx2.h"
+
+// sum + w * a over 4 inputs per lane; w in 0..255, a: four int8 packed in `quad`.
+inline IntVec dot4(IntVec sum, ByteVec w, int32_t quad) {
+  return {_mm256_dpbusd_avx_epi32(sum.v, w.v, _mm256_set1_epi32(quad))};
+}
+
+// clang-format off: each needs the ones before it
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/panel_kernels.h"
+#include "kernels/cpu/dot_vnni.h"
 #include "kernels/cpu/quant_kernels.h"
 // clang-format on
 }  // namespace

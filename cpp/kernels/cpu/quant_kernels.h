@@ -55,6 +55,7 @@ struct PlainFormat {
   static constexpr bool kMins = false, kSteps = false;
   using Unpacked = void;
   // As many sums, integer and fp32, as registers allow, and few loads for each: Zen 4 has one 64-byte load a cycle.
+  // With eight lanes the fp32 sums wait on the stack: they are touched once a group.
   static constexpr int kRows = 4, kPanels = Vec::kWidth == 16 ? 3 : 1;
 };
 

@@ -1,5 +1,5 @@
-// The SIMD kernels, written once over a vector type `Vec` and the integer dot product `dot4`.
-// Included by avx2.cc and avx512.cc inside their namespace, after the header that defines those;
+// The SIMD kernels, written once over a vector type `Vec`.
+// Included by avx2.cc and avx512.cc inside their namespace, after the header that defines it;
 // hence no include guard and no namespace here. Each translation unit is compiled for its own ISA.
 
 // ---- elementwise ------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-// Eight fp32 lanes: what simd_kernels.h needs of AVX2 + FMA + F16C, and of AVX-VNNI. Only for translation units built
-// for it. Included inside the namespace of such a unit, so that no code built for one ISA can be linked into another;
-// hence no include guard, no #include and no namespace here.
+// Eight fp32 lanes: what simd_kernels.h needs of AVX2 + FMA + F16C. Only for translation units built for it.
+// Included inside the namespace of such a unit, so that no code built for one ISA can be linked into another; hence no
+// include guard, no #include and no namespace here.
 
 struct Vec {
   static constexpr int64_t kWidth = 8;
@@ -130,67 +130,3 @@ inline void split_q6(ByteVec a, ByteVec b, ByteVec c, ByteVec (&quads)[4]) {
   const __m256i two = _mm256_or_si256(first, _mm256_and_si256(_mm256_srli_epi16(b.v, 4), _mm256_set1_epi8(0x0c)));
   quads[3] = {_mm256_or_si256(two, _mm256_and_si256(_mm256_srli_epi16(c.v, 6), _mm256_set1_epi8(0x03)))};
 }
-
-// Sums of products of weights and activations, four inputs at a time, per lane: start(from), add(w, quad) with the
-// activations of each quad packed in an int32, total(from): from + the sum.
-
-#ifdef __AVXVNNI__
-// Weights are as stored, with their zero point: `from` is minus that times the sum of the activations.
-struct Dot {
-  __m256i sum;
-  static Dot start(IntVec from) { return {from.v}; }
-  template <int kQuad>
-  void add(ByteVec w, int32_t quad) {
-    sum = _mm256_dpbusd_avx_epi32(sum, w.v, _mm256_set1_epi32(quad));
-  }
-  IntVec total(IntVec) const { return {sum}; }
-};
-using DotQ8 = Dot;
-using DotQ6 = Dot;
-using DotQ4 = Dot;
-#else
-// Of weights w as they are stored, plus 128, each with the sum of w - 128: `from` is not of use.
-struct DotQ8 {
-  __m256i sum;
-  static DotQ8 start(IntVec) { return {_mm256_setzero_si256()}; }
-  template <int kQuad>
-  void add(ByteVec w, int32_t quad) {
-    const __m256i weights = _mm256_xor_si256(w.v, _mm256_set1_epi8(static_cast<char>(0x80)));
-    // |w| <= 128 unsigned times sign(w) * a in [-127, 127]: pairs stay within int16.
-    const __m256i pairs =
-        _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(_mm256_set1_epi32(quad), weights));
-    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-  }
-  IntVec total(IntVec) const { return {sum}; }
-};
-
-// Of weights in 0..63, of at most four quads. Pairs reach 2 * 63 * 127 = 16002, so int16 has room for two.
-struct DotQ6 {
-  __m256i first, second;
-  static DotQ6 start(IntVec) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-  template <int kQuad>
-  void add(ByteVec w, int32_t quad) {
-    const __m256i pairs = _mm256_maddubs_epi16(w.v, _mm256_set1_epi32(quad));
-    if constexpr (kQuad == 0) first = pairs;
-    if constexpr (kQuad == 1) first = _mm256_add_epi16(first, pairs);
-    if constexpr (kQuad == 2) second = pairs;
-    if constexpr (kQuad == 3) second = _mm256_add_epi16(second, pairs);
-  }
-  IntVec total(IntVec from) const {
-    const __m256i one = _mm256_set1_epi16(1);
-    return {_mm256_add_epi32(_mm256_add_epi32(_mm256_madd_epi16(first, one), _mm256_madd_epi16(second, one)), from.v)};
-  }
-};
-
-// Of weights in 0..15, of at most eight quads: pairs reach 2 * 15 * 127 = 3810, eight of them fit in int16.
-struct DotQ4 {
-  __m256i pairs;
-  static DotQ4 start(IntVec) { return {_mm256_setzero_si256()}; }
-  template <int kQuad>
-  void add(ByteVec w, int32_t quad) {
-    const __m256i more = _mm256_maddubs_epi16(w.v, _mm256_set1_epi32(quad));
-    pairs = kQuad == 0 ? more : _mm256_add_epi16(pairs, more);
-  }
-  IntVec total(IntVec from) const { return {_mm256_add_epi32(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)), from.v)}; }
-};
-#endif

@@ -120,18 +120,7 @@ inline void split_q6(ByteVec a, ByteVec b, ByteVec c, ByteVec (&quads)[4]) {
   quads[3] = {_mm512_ternarylogic_epi32(_mm512_srli_epi16(a.v, 2), _mm512_set1_epi8(0x30), two, 0xea)};
 }
 
-// Sums of products of weights and activations, four inputs at a time, per lane: start(from), add(w, quad) with the
-// activations of each quad packed in an int32, total(from): from + the sum. Weights are as stored, with their zero
-// point: `from` is minus that times the sum of the activations.
-struct Dot {
-  __m512i sum;
-  static Dot start(IntVec from) { return {from.v}; }
-  template <int kQuad>
-  void add(ByteVec w, int32_t quad) {
-    sum = _mm512_dpbusd_epi32(sum, w.v, _mm512_set1_epi32(quad));
-  }
-  IntVec total(IntVec) const { return {sum}; }
-};
-using DotQ8 = Dot;
-using DotQ6 = Dot;
-using DotQ4 = Dot;
+// sum + w * a over 4 inputs per lane; w in 0..255, a: four int8 packed in `quad`.
+inline IntVec dot4(IntVec sum, ByteVec w, int32_t quad) {
+  return {_mm512_dpbusd_epi32(sum.v, w.v, _mm512_set1_epi32(quad))};
+}
