@@ -61,9 +61,10 @@ std::vector<std::unique_ptr<Linear>> cold_copies(const Shape& shape, ComputeType
   view.dtype = dtype;
   view.shape = {shape.n, shape.k};
   const ThreadScope threads(usable_cores());
+  Arena arena(size_t{64} << 20);  // as in a model
   std::vector<std::unique_ptr<Linear>> copies;
   for (size_t bytes = 0; bytes < kColdBytes; bytes += copies.back()->nbytes()) {
-    copies.push_back(make_linear(std::span(&view, 1), type, active_isa()));
+    copies.push_back(make_linear(std::span(&view, 1), type, active_isa(), arena));
   }
   return copies;
 }

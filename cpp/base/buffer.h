@@ -60,15 +60,25 @@ class Buffer {
     return data_;
   }
 
-  // Moves what is there to huge pages, where the system has them (Linux 6.1) and does not use them already, for want of
-  // any at the first touch, say. About 0.2 ms per MB.
-  void use_huge_pages() {
+  // Moves the first `count` elements to huge pages, where the system has them (Linux 6.1) and does not use them
+  // already, for want of any at the first touch, say. About 0.2 ms per MB.
+  void use_huge_pages(size_t count) {
     constexpr int kCollapse = 25;  // MADV_COLLAPSE, which older headers do not have
-    if (is_large()) madvise(data_, bytes(), kCollapse);
+    if (is_large()) madvise(data_, count * sizeof(T), kCollapse);
+  }
+
+  // Gives the memory of `count` elements from `first` on back to the system, as far as it is whole pages of a large
+  // buffer: they are zeros then.
+  void let_go(size_t first, size_t count) {
+    if (!is_large()) return;
+    const size_t page = page_bytes(), begin = (first * sizeof(T) + page - 1) / page * page;
+    const size_t end = (first + count) * sizeof(T) / page * page;
+    if (begin < end) madvise(reinterpret_cast<std::byte*>(data_) + begin, end - begin, MADV_DONTNEED);
   }
 
  private:
   static constexpr size_t kHuge = size_t{2} << 20, kLarge = kHuge / 2;
+  static size_t page_bytes() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
   bool is_large() const { return bytes() >= kLarge; }
 
   static void* allocate_small(size_t bytes) {
@@ -84,7 +94,7 @@ class Buffer {
     const size_t reserved = bytes + kHuge;
     void* map = mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (map == MAP_FAILED) throw std::bad_alloc();
-    const auto start = reinterpret_cast<uintptr_t>(map), page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const auto start = reinterpret_cast<uintptr_t>(map), page = page_bytes();
     const uintptr_t begin = (start + kHuge - 1) / kHuge * kHuge, end = (begin + bytes + page - 1) / page * page;
     if (begin > start) munmap(map, begin - start);
     if (start + reserved > end) munmap(reinterpret_cast<void*>(end), start + reserved - end);

@@ -130,13 +130,18 @@ void read_stacked_rows(std::span<const TensorView> parts, int64_t first, int64_t
   }
 }
 
-std::unique_ptr<Linear> make_linear(std::span<const TensorView> parts, ComputeType type, Isa isa,
+std::unique_ptr<Linear> make_linear(std::span<const TensorView> parts, ComputeType type, Isa isa, Arena& arena,
                                     std::span<const float> importance) {
   if (type == ComputeType::int8 || type == ComputeType::int4) {
-    return make_quant_linear(parts, type, kernels_for(isa), importance);
+    return make_quant_linear(parts, type, kernels_for(isa), arena, importance);
   }
-  if (auto linear = OneDnnLinear::create(parts, type, isa)) return linear;
-  return make_panel_linear(parts, type, kernels_for(isa));
+  if (auto linear = OneDnnLinear::create(parts, type, isa, arena)) return linear;
+  return make_panel_linear(parts, type, kernels_for(isa), arena);
+}
+
+std::unique_ptr<Linear> make_linear(std::span<const TensorView> parts, ComputeType type, Isa isa) {
+  Arena own;
+  return make_linear(parts, type, isa, own);
 }
 
 std::unique_ptr<Linear> make_linear(const PackedWeights& weights, Isa isa) {

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/arena.h"
 #include "base/buffer.h"
 #include "base/function_ref.h"
 #include "base/tensor.h"
@@ -117,8 +118,11 @@ class Linear {
 // oneDNN serves fp32 and bf16 where its batch-invariant brgemm kernels exist on `isa`, our panel kernels the rest.
 // int4 keeps tensors that are quantized with more than 4 bits in 6 or 8, and quantizes others by the scale of least
 // squared error, each input weighted by importance[K] if it is given (the mean square of its activations, say).
-std::unique_ptr<Linear> make_linear(std::span<const TensorView> parts, ComputeType type, Isa isa,
+// The packed weights lie in `arena`.
+std::unique_ptr<Linear> make_linear(std::span<const TensorView> parts, ComputeType type, Isa isa, Arena& arena,
                                     std::span<const float> importance = {});
+// In memory of its own.
+std::unique_ptr<Linear> make_linear(std::span<const TensorView> parts, ComputeType type, Isa isa);
 
 // A Linear that uses `weights` in place. Throws std::invalid_argument when its parts do not fit its numbers.
 std::unique_ptr<Linear> make_linear(const PackedWeights& weights, Isa isa);

@@ -70,7 +70,8 @@ const dnnl::engine& onednn_engine() {
   return engine;
 }
 
-std::unique_ptr<Linear> OneDnnLinear::create(std::span<const TensorView> parts, ComputeType type, Isa isa) {
+std::unique_ptr<Linear> OneDnnLinear::create(std::span<const TensorView> parts, ComputeType type, Isa isa,
+                                             Arena& arena) {
   if (isa < Isa::avx512 || (type == ComputeType::bf16 && isa < Isa::avx512_bf16)) return nullptr;
   int64_t n = 0;
   for (const TensorView& part : parts) n += part.rows();
@@ -82,22 +83,23 @@ std::unique_ptr<Linear> OneDnnLinear::create(std::span<const TensorView> parts, 
   if (!decode || std::string_view(decode.impl_info_str()).substr(0, 4) != "brg:") return nullptr;
   const bool amx = isa >= Isa::amx && type == ComputeType::bf16;
   const int64_t most_own_rows = amx ? kFewRows : kAnyRows;
-  auto linear = std::unique_ptr<OneDnnLinear>(new OneDnnLinear(parts, type, pd, kernels_for(isa), most_own_rows));
+  auto linear =
+      std::unique_ptr<OneDnnLinear>(new OneDnnLinear(parts, type, pd, kernels_for(isa), most_own_rows, arena));
   if (!linear->is_batch_invariant()) return nullptr;
   return linear;
 }
 
 OneDnnLinear::OneDnnLinear(std::span<const TensorView> parts, ComputeType type, const matmul::primitive_desc& pd,
-                           const Kernels& kernels, int64_t most_own_rows)
+                           const Kernels& kernels, int64_t most_own_rows, Arena& arena)
     : Linear(pd.weights_desc().get_dims()[0], pd.weights_desc().get_dims()[1]),
       type_(type),
       kernels_(kernels),
       most_own_rows_(most_own_rows),
       implementation_(std::string("onednn:") + pd.impl_info_str()),
       layout_(pd.weights_desc()),
-      weights_(layout_.get_size()) {
+      weights_(arena.allocate(layout_.get_size())) {
   const int64_t k = in_features(), n = out_features();
-  const memory packed(layout_, onednn_engine(), weights_.data());
+  const memory packed(layout_, onednn_engine(), weights_.get());
   // Chunk by chunk, so that no second whole copy exists; the chunk is a multiple of every block size in use.
   constexpr int64_t kChunk = 1024;
   Buffer<float> rows(static_cast<size_t>(std::min(kChunk, n) * k));
@@ -105,11 +107,10 @@ OneDnnLinear::OneDnnLinear(std::span<const TensorView> parts, ComputeType type, 
     const int64_t count = std::min(kChunk, n - first);
     read_stacked_rows(parts, first, count, type, rows.data());
     const memory source(memory::desc({k, count}, kF32, tag::ba), onednn_engine(), rows.data());
-    const memory target(layout_.submemory_desc({k, count}, {0, first}), onednn_engine(), weights_.data());
+    const memory target(layout_.submemory_desc({k, count}, {0, first}), onednn_engine(), weights_.get());
     dnnl::reorder(source, target).execute(stream(), {{DNNL_ARG_FROM, source}, {DNNL_ARG_TO, target}});
     stream().wait();
   }
-  weights_.use_huge_pages();
   k_offset_.resize(static_cast<size_t>(k));
   for (int64_t i = 0; i < k; ++i) k_offset_[i] = offset(i, 0);
   k_chunk_ = find_k_chunk();
@@ -191,10 +192,10 @@ int64_t OneDnnLinear::offset(int64_t k, int64_t n) const {
 void OneDnnLinear::weight_row(int64_t n, float* out) const {
   const int64_t base = offset(0, n);
   if (type_ == ComputeType::bf16) {
-    const auto* w = reinterpret_cast<const uint16_t*>(weights_.data()) + base;
+    const auto* w = reinterpret_cast<const uint16_t*>(weights_.get()) + base;
     for (int64_t k = 0; k < in_features(); ++k) out[k] = bf16_to_f32(w[k_offset_[k]]);
   } else {
-    const auto* w = reinterpret_cast<const float*>(weights_.data()) + base;
+    const auto* w = reinterpret_cast<const float*>(weights_.get()) + base;
     for (int64_t k = 0; k < in_features(); ++k) out[k] = w[k_offset_[k]];
   }
 }
@@ -232,7 +233,7 @@ void OneDnnLinear::multiply_onednn(const void* x, int64_t rows, float* y, bool a
   const Product p = product(rows, accumulate);
   const dnnl::engine& engine = onednn_engine();
   const memory a(p.src, engine, const_cast<void*>(x));
-  const memory b(layout_, engine, const_cast<std::byte*>(weights_.data()));
+  const memory b(layout_, engine, const_cast<std::byte*>(weights_.get()));
   const memory c(p.dst, engine, y);
   const memory pad(p.pad, engine, scratchpad.ensure(p.pad.get_size()));
   p.primitive.execute(stream(),
@@ -245,10 +246,10 @@ void OneDnnLinear::multiply_block(const void* x, int64_t row, int64_t count, int
   const int64_t k = in_features(), begin = block * kBlock, at = offset(0, begin), features = out_features() - begin;
   if (type_ == ComputeType::bf16) {
     kernels_.blocked_bf16(static_cast<const uint16_t*>(x) + row * k, k, count, k, k_chunk,
-                          reinterpret_cast<const uint16_t*>(weights_.data()) + at, features, y, ldy, accumulate);
+                          reinterpret_cast<const uint16_t*>(weights_.get()) + at, features, y, ldy, accumulate);
   } else {
     kernels_.blocked_f32(static_cast<const float*>(x) + row * k, k, count, k, k_chunk,
-                         reinterpret_cast<const float*>(weights_.data()) + at, features, y, ldy, accumulate);
+                         reinterpret_cast<const float*>(weights_.get()) + at, features, y, ldy, accumulate);
   }
 }
 

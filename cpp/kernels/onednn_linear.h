@@ -16,14 +16,12 @@ class OneDnnLinear final : public Linear {
  public:
   // nullptr where oneDNN has no brgemm ("brg:") implementation for `type` on `isa`, or where a row's bits depend on the
   // number of rows, as they do with its other implementations.
-  static std::unique_ptr<Linear> create(std::span<const TensorView> parts, ComputeType type, Isa isa);
+  static std::unique_ptr<Linear> create(std::span<const TensorView> parts, ComputeType type, Isa isa, Arena& arena);
 
   bool brings_threads(int64_t rows) const override;
   void weight_row(int64_t n, float* out) const override;
-  std::vector<std::span<const std::byte>> packed_memory() const override {
-    return {{weights_.data(), weights_.size()}};
-  }
-  size_t nbytes() const override { return weights_.bytes(); }
+  std::vector<std::span<const std::byte>> packed_memory() const override { return {{weights_.get(), nbytes()}}; }
+  size_t nbytes() const override { return layout_.get_size(); }
   std::string_view implementation() const override { return implementation_; }
 
  protected:
@@ -37,7 +35,7 @@ class OneDnnLinear final : public Linear {
     dnnl::memory::desc src, dst, pad;
   };
   OneDnnLinear(std::span<const TensorView> parts, ComputeType type, const dnnl::matmul::primitive_desc& pd,
-               const Kernels& kernels, int64_t most_own_rows);
+               const Kernels& kernels, int64_t most_own_rows, Arena& arena);
   int64_t offset(int64_t k, int64_t n) const;            // element offset in weights_
   Product product(int64_t rows, bool accumulate) const;  // handles, cheap to copy
 
@@ -62,7 +60,7 @@ class OneDnnLinear final : public Linear {
   int64_t most_own_rows_;  // that our kernels take
   std::string implementation_;
   dnnl::memory::desc layout_;  // logical dims [K, N]
-  Buffer<std::byte> weights_;
+  std::shared_ptr<std::byte[]> weights_;
   std::vector<int64_t> k_offset_;  // offset(k, 0): rows are gathered through it
   int64_t k_chunk_ = 0;            // of our kernels; 0: they cannot be used, oneDNN does all
   mutable std::mutex mutex_;       // guards products_

@@ -19,11 +19,12 @@ auto gemm_of(const Kernels& kernels, uint16_t) { return kernels.gemm_bf16; }
 template <class T>
 class FloatPanels final : public Linear {
  public:
-  FloatPanels(std::span<const TensorView> parts, const Kernels& kernels)
+  FloatPanels(std::span<const TensorView> parts, const Kernels& kernels, Arena& arena)
       : Linear(parts[0].cols(), stacked_rows(parts)),
         kernels_(kernels),
         panels_((out_features() + kPanel - 1) / kPanel),
-        weights_(static_cast<size_t>(panels_ * kPanel * in_features())) {
+        memory_(arena.allocate(nbytes())),
+        weights_(reinterpret_cast<T*>(memory_.get())) {
     const int64_t k = in_features(), n = out_features();
     constexpr int64_t kChunk = 64 * kPanel;
     Buffer<float> rows(static_cast<size_t>(std::min(kChunk, n) * k));
@@ -31,24 +32,21 @@ class FloatPanels final : public Linear {
       const int64_t count = std::min(kChunk, n - first);
       read_stacked_rows(parts, first, count, sizeof(T) == 4 ? ComputeType::f32 : ComputeType::bf16, rows.data());
       parallel_for((count + kPanel - 1) / kPanel, [&](int64_t p) {
-        T* panel = weights_.data() + (first / kPanel + p) * kPanel * k;
+        T* panel = weights_ + (first / kPanel + p) * kPanel * k;
         for (int64_t r = 0; r < std::min(kPanel, count - p * kPanel); ++r) {
           const float* row = rows.data() + (p * kPanel + r) * k;
           for (int64_t i = 0; i < k; ++i) assign(panel[i * kPanel + r], row[i]);
         }
       });
     }
-    weights_.use_huge_pages();
   }
 
   void weight_row(int64_t n, float* out) const override {
-    const T* column = weights_.data() + n / kPanel * kPanel * in_features() + n % kPanel;
+    const T* column = weights_ + n / kPanel * kPanel * in_features() + n % kPanel;
     for (int64_t i = 0; i < in_features(); ++i) out[i] = to_float(column[i * kPanel]);
   }
-  std::vector<std::span<const std::byte>> packed_memory() const override {
-    return {std::as_bytes(std::span(weights_.data(), weights_.size()))};
-  }
-  size_t nbytes() const override { return weights_.bytes(); }
+  std::vector<std::span<const std::byte>> packed_memory() const override { return {{memory_.get(), nbytes()}}; }
+  size_t nbytes() const override { return static_cast<size_t>(panels_ * kPanel * in_features()) * sizeof(T); }
   std::string_view implementation() const override { return sizeof(T) == 4 ? "panels:f32" : "panels:bf16"; }
 
  protected:
@@ -82,21 +80,23 @@ class FloatPanels final : public Linear {
   void gemm(const void* x, int64_t row, int64_t count, int64_t panel, int64_t features, float* y, int64_t ldy,
             bool accumulate) const {
     const int64_t k = in_features();
-    gemm_of(kernels_, T{})(static_cast<const float*>(x) + row * k, k, count, k, weights_.data() + panel * kPanel * k,
-                           features, y, ldy, accumulate);
+    gemm_of(kernels_, T{})(static_cast<const float*>(x) + row * k, k, count, k, weights_ + panel * kPanel * k, features,
+                           y, ldy, accumulate);
   }
 
   const Kernels& kernels_;
   int64_t panels_;
-  Buffer<T> weights_;
+  std::shared_ptr<std::byte[]> memory_;
+  T* weights_;
 };
 
 }  // namespace
 
-std::unique_ptr<Linear> make_panel_linear(std::span<const TensorView> parts, ComputeType type, const Kernels& kernels) {
+std::unique_ptr<Linear> make_panel_linear(std::span<const TensorView> parts, ComputeType type, const Kernels& kernels,
+                                          Arena& arena) {
   switch (type) {
-    case ComputeType::f32: return std::make_unique<FloatPanels<float>>(parts, kernels);
-    case ComputeType::bf16: return std::make_unique<FloatPanels<uint16_t>>(parts, kernels);
+    case ComputeType::f32: return std::make_unique<FloatPanels<float>>(parts, kernels, arena);
+    case ComputeType::bf16: return std::make_unique<FloatPanels<uint16_t>>(parts, kernels, arena);
     default: throw std::logic_error("panels of floats are float32 or bfloat16");
   }
 }

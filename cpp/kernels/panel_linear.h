@@ -6,7 +6,8 @@
 namespace lfm {
 
 // fp32 and bf16 weights times fp32 activations.
-std::unique_ptr<Linear> make_panel_linear(std::span<const TensorView> parts, ComputeType type, const Kernels& kernels);
+std::unique_ptr<Linear> make_panel_linear(std::span<const TensorView> parts, ComputeType type, const Kernels& kernels,
+                                          Arena& arena);
 
 inline int64_t stacked_rows(std::span<const TensorView> parts) {
   int64_t rows = 0;

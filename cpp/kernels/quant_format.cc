@@ -74,16 +74,18 @@ void store_integers(QuantFormat format, const int8_t* q, int zero, uint8_t* byte
 // What 8 steps below zero are; exact but for subnormal scales.
 uint16_t minimum_of(uint16_t scale) { return f32_to_f16(-8.0f * f16_to_f32(scale)); }
 
+using PartMemory = std::vector<std::shared_ptr<std::byte[]>>;
+
 class Packer {
  public:
   Packer(const QuantLayout& layout, std::span<const TensorView> parts, const Kernels& kernels,
-         std::span<const float> importance, std::vector<Buffer<std::byte>>& memory)
+         std::span<const float> importance, const PartMemory& memory)
       : layout_(layout), parts_(parts), kernels_(kernels), importance_(importance) {
     const bool q6 = layout.format == QuantFormat::q6;
-    values_ = reinterpret_cast<uint8_t*>(memory[0].data());
-    if (q6) steps_ = reinterpret_cast<int8_t*>(memory[1].data());
-    scales_ = reinterpret_cast<uint16_t*>(memory[q6 ? 2 : 1].data());
-    if (layout.format == QuantFormat::q4_mins) mins_ = reinterpret_cast<uint16_t*>(memory[2].data());
+    values_ = reinterpret_cast<uint8_t*>(memory[0].get());
+    if (q6) steps_ = reinterpret_cast<int8_t*>(memory[1].get());
+    scales_ = reinterpret_cast<uint16_t*>(memory[q6 ? 2 : 1].get());
+    if (layout.format == QuantFormat::q4_mins) mins_ = reinterpret_cast<uint16_t*>(memory[2].get());
   }
 
   // rows: zeros, [16, groups * 32], and left as zeros. Returns the tensor of a row that does not fit, or null.
@@ -273,11 +275,11 @@ void QuantLayout::read_row(const QuantPanels& whole, int64_t n, float* out) cons
 }
 
 PackedWeights pack_quantized(std::span<const TensorView> parts, QuantFormat format, const Kernels& kernels,
-                             std::span<const float> importance) {
+                             Arena& arena, std::span<const float> importance) {
   const QuantLayout layout(format, parts[0].cols(), stacked_rows(parts));
   // Zeros: padding rows have scales of zero; padding inputs meet activations of zero.
-  const auto memory = std::make_shared<std::vector<Buffer<std::byte>>>();
-  for (const size_t size : layout.sizes()) memory->emplace_back(size);
+  const auto memory = std::make_shared<PartMemory>();
+  for (const size_t size : layout.sizes()) memory->push_back(arena.allocate(size));
   const Packer packer(layout, parts, kernels, importance, *memory);
   const int64_t width = layout.groups * kGroup;
   Buffer<float> rows(static_cast<size_t>(max_threads() * kPanel * width));  // one panel per thread as floats
@@ -290,10 +292,7 @@ PackedWeights pack_quantized(std::span<const TensorView> parts, QuantFormat form
     throw std::invalid_argument(not_finite_message(tensor->name) + " or values too large for groups of integers");
   }
   PackedWeights weights = {std::string(format_name(format)), layout.cols, layout.rows, {}, memory};
-  for (Buffer<std::byte>& part : *memory) {
-    part.use_huge_pages();
-    weights.parts.emplace_back(part.data(), part.size());
-  }
+  for (size_t i = 0; i < memory->size(); ++i) weights.parts.emplace_back((*memory)[i].get(), layout.sizes()[i]);
   return weights;
 }
 

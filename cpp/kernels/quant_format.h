@@ -40,6 +40,6 @@ struct QuantLayout {
 
 // Packs the rows of `parts`; importance [groups * 32]. Throws std::invalid_argument naming a tensor that does not fit.
 PackedWeights pack_quantized(std::span<const TensorView> parts, QuantFormat format, const Kernels& kernels,
-                             std::span<const float> importance);
+                             Arena& arena, std::span<const float> importance);
 
 }  // namespace lfm

@@ -112,7 +112,7 @@ class QuantLinear final : public Linear {
 }  // namespace
 
 std::unique_ptr<Linear> make_quant_linear(std::span<const TensorView> parts, ComputeType type, const Kernels& kernels,
-                                          std::span<const float> importance) {
+                                          Arena& arena, std::span<const float> importance) {
   const int64_t k = parts[0].cols();
   check(importance.empty() || static_cast<int64_t>(importance.size()) == k, "importance of tensor '", parts[0].name,
         "' has ", importance.size(), " values, expected ", k);
@@ -124,7 +124,7 @@ std::unique_ptr<Linear> make_quant_linear(std::span<const TensorView> parts, Com
     for (int64_t i = 0; i < k && mean > 0; ++i) weights[i] = static_cast<float>(importance[i] / mean) + 1e-6f;
   }
   const QuantFormat format = format_for(parts, type);
-  return std::make_unique<QuantLinear>(pack_quantized(parts, format, kernels, weights), format, kernels);
+  return std::make_unique<QuantLinear>(pack_quantized(parts, format, kernels, arena, weights), format, kernels);
 }
 
 std::unique_ptr<Linear> make_quant_linear(const PackedWeights& weights, const Kernels& kernels) {

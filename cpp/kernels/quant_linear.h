@@ -12,7 +12,7 @@ namespace lfm {
 // to parts of another one that need it. Float sources become `type`, or more bits where they ask for them, by the
 // scales of least squared error. ComputeType::int8 keeps all in int8.
 std::unique_ptr<Linear> make_quant_linear(std::span<const TensorView> parts, ComputeType type, const Kernels& kernels,
-                                          std::span<const float> importance);
+                                          Arena& arena, std::span<const float> importance);
 
 std::unique_ptr<Linear> make_quant_linear(const PackedWeights& weights, const Kernels& kernels);
 

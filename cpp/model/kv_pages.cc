@@ -28,7 +28,7 @@ void KvSlab::release(int64_t slot) { claimed_.fetch_and(~(1u << slot), std::memo
 
 void KvSlab::use_huge_pages() {
   constexpr uint32_t kAll = (1u << kSlabPages) - 1;
-  if (used_.load(std::memory_order_relaxed) == kAll && !huge_.exchange(true)) memory_.use_huge_pages();
+  if (used_.load(std::memory_order_relaxed) == kAll && !huge_.exchange(true)) memory_.use_huge_pages(memory_.size());
 }
 
 std::shared_ptr<KvPage> KvPage::create(int64_t index, const KvPage* before, size_t chunks, size_t chunk_bytes) {

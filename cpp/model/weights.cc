@@ -72,11 +72,15 @@ void visit_weights(const ModelConfig& c, Weights& w, const Visitor& visit) {
   }
 }
 
+// Few of them hold a model; what stays unused of the last takes no memory.
+constexpr size_t kChunkBytes = size_t{64} << 20;
+
 // ---- reading -----------------------------------------------------------------------------------------------------
 
 class Loader {
  public:
-  Loader(const TensorSource& source, ComputeType type, Isa isa) : source_(source), type_(type), isa_(isa) {}
+  Loader(const TensorSource& source, ComputeType type, Isa isa, Arena& arena)
+      : source_(source), type_(type), isa_(isa), arena_(arena) {}
 
   void matrix(const std::string& name, const std::vector<Part>& parts, int64_t cols,
               std::unique_ptr<Linear>& linear) const {
@@ -118,7 +122,7 @@ class Loader {
     }
     const auto importance = source_.importance.find(name);
     const bool given = importance != source_.importance.end();
-    linear = make_linear(views, type_, isa_, given ? importance->second : std::vector<float>());
+    linear = make_linear(views, type_, isa_, arena_, given ? importance->second : std::vector<float>());
     for (const Part& part : parts) done(part.name);
   }
 
@@ -150,6 +154,7 @@ class Loader {
   const TensorSource& source_;
   ComputeType type_;
   Isa isa_;
+  Arena& arena_;
 };
 
 // ---- writing -----------------------------------------------------------------------------------------------------
@@ -289,7 +294,9 @@ ModelWeights load_weights(const ModelConfig& config, const TensorSource& source,
       layer.attention.emplace();
     }
   }
-  visit_weights(config, w, Loader(source, type, isa));
+  Arena arena(kChunkBytes);
+  visit_weights(config, w, Loader(source, type, isa, arena));
+  arena.use_huge_pages();
   return w;
 }
 

@@ -1,4 +1,7 @@
 // Threads, loops, memory and the names of instruction sets.
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -10,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/arena.h"
 #include "base/buffer.h"
 #include "base/parallel.h"
 #include "testing.h"
@@ -192,10 +196,10 @@ TEST(Buffer, HugePagesChangeNoContents) {
   for (const size_t n : {size_t{1000}, size_t{3} << 20, (size_t{4} << 20) + 5}) {
     for (const HugePages huge : {HugePages::at_once, HugePages::later}) {
       Buffer<uint8_t> a(n, huge);
-      a.use_huge_pages();  // of memory that was never touched, too
+      a.use_huge_pages(n);  // of memory that was never touched, too
       EXPECT_TRUE(std::all_of(a.data(), a.data() + n, [](uint8_t b) { return b == 0; }));
       for (size_t i = 0; i < n; ++i) a[i] = static_cast<uint8_t>(i * 7 + i / 4096);
-      a.use_huge_pages();
+      a.use_huge_pages(n);
       size_t wrong = 0;
       for (size_t i = 0; i < n; ++i) wrong += a[i] != static_cast<uint8_t>(i * 7 + i / 4096);
       EXPECT_EQ(wrong, 0u) << n;
@@ -211,6 +215,57 @@ TEST(Buffer, EmptyAndImpossibleSizes) {
   EXPECT_THROW(Buffer<float>{huge}, std::bad_alloc);
   EXPECT_THROW(Buffer<float>{huge / sizeof(float)}, std::bad_alloc);
   EXPECT_THROW(Buffer<uint8_t>{huge}, std::bad_alloc);
+}
+
+TEST(Arena, PiecesAreZerosOneBehindTheOther) {
+  constexpr size_t kChunk = size_t{4} << 20;
+  std::vector<std::shared_ptr<std::byte[]>> pieces;
+  std::vector<size_t> sizes;
+  {
+    Arena arena(kChunk);
+    for (const size_t bytes : {size_t{1} << 20, size_t{5}, size_t{64}, size_t{3} << 20, kChunk + 1, size_t{100}}) {
+      pieces.push_back(arena.allocate(bytes));
+      sizes.push_back(bytes);
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(pieces.back().get()) % 64, 0u);
+      EXPECT_TRUE(
+          std::all_of(pieces.back().get(), pieces.back().get() + bytes, [](auto b) { return b == std::byte{}; }));
+      std::fill_n(pieces.back().get(), bytes, static_cast<std::byte>(pieces.size()));
+    }
+    arena.use_huge_pages();
+  }
+  EXPECT_EQ(pieces[1].get(), pieces[0].get() + sizes[0]);
+  EXPECT_EQ(pieces[2].get(), pieces[1].get() + 64);
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const auto own = static_cast<std::byte>(i + 1);
+    EXPECT_TRUE(std::all_of(pieces[i].get(), pieces[i].get() + sizes[i], [&](std::byte b) { return b == own; })) << i;
+  }
+}
+
+TEST(Arena, WhatIsDroppedLeavesTheProcess) {
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  constexpr size_t kBytes = size_t{2} << 20;
+  Arena arena(4 * kBytes);
+  const auto before = arena.allocate(100), behind = arena.allocate(kBytes);
+  auto dropped = arena.allocate(kBytes);
+  const auto last = arena.allocate(100);
+  std::byte* memory = dropped.get();
+  for (const auto& [piece, bytes] : {std::pair(before.get(), size_t{100}), {behind.get(), kBytes}, {memory, kBytes}}) {
+    std::fill_n(piece, bytes, std::byte{1});
+  }
+  last[0] = std::byte{1};
+  const auto resident = [&] {
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
+    const size_t pages = (reinterpret_cast<uintptr_t>(memory) + kBytes - begin) / page;
+    std::vector<unsigned char> is_in(pages);
+    EXPECT_EQ(mincore(reinterpret_cast<void*>(begin), pages * page, is_in.data()), 0);
+    return std::count_if(is_in.begin(), is_in.end(), [](unsigned char in) { return (in & 1) != 0; });
+  };
+  EXPECT_GT(resident(), 0);
+  dropped.reset();
+  EXPECT_EQ(resident(), 0);
+  EXPECT_EQ(last[0], std::byte{1});
+  EXPECT_EQ(before[99], std::byte{1});
+  EXPECT_TRUE(std::all_of(behind.get(), behind.get() + kBytes, [](std::byte b) { return b == std::byte{1}; }));
 }
 
 }  // namespace
