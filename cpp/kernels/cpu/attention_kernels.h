@@ -333,22 +333,32 @@ struct AttentionBlock {
     for (int64_t i = 0; i < kPage; i += Vec::kWidth) Vec::load(from + i).store(to + i);
   }
 
-  // scores[R rows] of page p.
+  // scores[R rows] of page p, of as many tokens as some row sees.
   template <int R>
   void row_scores(int64_t r, int64_t p) const {
-    constexpr int V = kVecsPerRow<R>;
     const Element* k = k_page(p);
     const Element* next = to_fetch(k, p + 1 < pages ? k_page(p + 1) : v_page(0));
-    for (int64_t first = 0; first < kPage; first += V * Vec::kWidth) {
-      typename Kv::Sum sum[R][V];
-      clear(sum);
-      add_products<Kv>(q + r * tile.head_dim, tile.head_dim, k + first * kPair, kPage * kPair, tile.head_dim / kPair,
-                       next != nullptr ? next + first * kPair : nullptr, sum);
-      for (int i = 0; i < R; ++i)
-        for (int j = 0; j < V; ++j) {
-          store_scores(sum[i][j], scores + (r + i) * kStride + p * kPage + first + j * Vec::kWidth);
-        }
+    const int64_t end = std::min(kPage, keys - p * kPage);
+    for (int64_t first = 0; first < end; first += kVecsPerRow<R> * Vec::kWidth) {
+      scores_of<R, kVecsPerRow<R>>(r, p, first, end - first, k, next);
     }
+  }
+
+  // Of the `count` tokens from `first` on, V vectors at most. Few rows wait for memory: half as many where that is
+  // enough, but for int8, which fetches all of V meanwhile.
+  template <int R, int V>
+  void scores_of(int64_t r, int64_t p, int64_t first, int64_t count, const Element* k, const Element* next) const {
+    if constexpr (R <= 2 && V > 1 && !kScaled) {
+      if (count <= V / 2 * Vec::kWidth) return scores_of<R, V / 2>(r, p, first, count, k, next);
+    }
+    typename Kv::Sum sum[R][V];
+    clear(sum);
+    add_products<Kv>(q + r * tile.head_dim, tile.head_dim, k + first * kPair, kPage * kPair, tile.head_dim / kPair,
+                     next != nullptr ? next + first * kPair : nullptr, sum);
+    for (int i = 0; i < R; ++i)
+      for (int j = 0; j < V; ++j) {
+        store_scores(sum[i][j], scores + (r + i) * kStride + p * kPage + first + j * Vec::kWidth);
+      }
   }
 
   void row_weights(int64_t r) const {
