@@ -1,5 +1,6 @@
 #include "model/kv_pages.h"
 
+#include <bit>
 #include <cstring>
 #include <utility>
 
@@ -27,8 +28,8 @@ bool KvSlab::claim(int64_t slot) {
 void KvSlab::release(int64_t slot) { claimed_.fetch_and(~(1u << slot), std::memory_order_release); }
 
 void KvSlab::use_huge_pages() {
-  constexpr uint32_t kAll = (1u << kSlabPages) - 1;
-  if (used_.load(std::memory_order_relaxed) == kAll && !huge_.exchange(true)) memory_.use_huge_pages(memory_.size());
+  const bool worth_it = 2 * std::popcount(used_.load(std::memory_order_relaxed)) >= kSlabPages;
+  if (worth_it && !huge_.exchange(true)) memory_.use_huge_pages(memory_.size());
 }
 
 std::shared_ptr<KvPage> KvPage::create(int64_t index, const KvPage* before, size_t chunks, size_t chunk_bytes) {

@@ -67,8 +67,8 @@ void SequenceState::advance(std::span<const int32_t> tokens) {
   for (const int32_t token : tokens) {
     KvPage& page = *pages_[static_cast<size_t>(length_ / kPage)];
     page.tokens[length_ % kPage] = token;
-    // Of a slab that is full: only now do huge pages take no more memory than tokens do.
-    if (++length_ % kAttentionBlock == 0) page.slab().use_huge_pages();
+    // Of a slab that is half full. Sooner, short sequences would take several times the memory that their tokens do.
+    if (++length_ % (kAttentionBlock / 2) == 0) page.slab().use_huge_pages();
   }
   replay_ = 0;
 }
