@@ -16,6 +16,14 @@ inline void store_n(Vec v, float* p, int64_t n) {
   }
 }
 
+// body(integral_constant i) for i < N, inlined: arrays stay in registers where each index is a constant.
+template <int64_t N, class Body>
+[[gnu::always_inline]] inline void for_constants(const Body& body) {
+  [&]<int64_t... I>(std::integer_sequence<int64_t, I...>) __attribute__((always_inline)) {
+    (body(std::integral_constant<int64_t, I>{}), ...);
+  }(std::make_integer_sequence<int64_t, N>{});
+}
+
 inline constexpr int64_t kLine = 64;  // bytes of a cache line
 
 inline void prefetch_write(const void* p) { __builtin_prefetch(p, 1); }

@@ -5,19 +5,40 @@
 inline constexpr int kPanelVecs = kPanel / Vec::kWidth;
 inline constexpr int64_t kFetchSteps = 16;  // inputs between two requests for memory
 
-inline void write_panel(const Vec* sum, float* y, int64_t valid, bool accumulate) {
-  for (int i = 0; i < kPanelVecs; ++i) {
-    const int64_t n = std::min<int64_t>(Vec::kWidth, valid - i * Vec::kWidth);
-    if (n <= 0) return;
-    float* out = y + i * Vec::kWidth;
-    store_n(accumulate ? load_n(out, n) + sum[i] : sum[i], out, n);
+template <int R, int P>
+using Sums = Vec[R][P][kPanelVecs];
+
+// y[r][p * kPanel ...] = sum (+ y), of which the first `features` outputs exist.
+template <int R, int P>
+[[gnu::always_inline]] inline void write_tile(const Sums<R, P>& sum, float* y, int64_t ldy, int64_t features,
+                                              bool accumulate) noexcept {
+  constexpr int64_t kVecs = P * kPanelVecs;  // of a row
+  const auto visit = [&](int64_t at, const auto& body) __attribute__((always_inline)) {
+    const int64_t r = at / kVecs, v = at % kVecs;
+    body(sum[r][v / kPanelVecs][v % kPanelVecs], y + r * ldy + v * Vec::kWidth, v * Vec::kWidth);
+  };
+  const auto part = [&](Vec v, float* out, int64_t first) {
+    const int64_t n = std::min<int64_t>(Vec::kWidth, features - first);
+    if (n > 0) store_n(accumulate ? load_n(out, n) + v : v, out, n);
+  };
+  const auto add = [](Vec v, float* out, int64_t) { (Vec::load(out) + v).store(out); };
+  const auto store = [](Vec v, float* out, int64_t) { v.store(out); };
+  // With constant indices sums stay in registers, of which eight lanes have too few.
+  if constexpr (Vec::kWidth == 8) {
+    for (int64_t at = 0; at < R * kVecs; ++at) visit(at, part);
+  } else if (features < P * kPanel) {
+    for_constants<R * kVecs>([&](auto at) __attribute__((always_inline)) { visit(at(), part); });
+  } else if (accumulate) {
+    for_constants<R * kVecs>([&](auto at) __attribute__((always_inline)) { visit(at(), add); });
+  } else {
+    for_constants<R * kVecs>([&](auto at) __attribute__((always_inline)) { visit(at(), store); });
   }
 }
 
 template <int R, int P, class T>
 inline void gemm_tile(const float* x, int64_t ldx, int64_t k, const T* panels, int64_t features, float* y, int64_t ldy,
                       bool accumulate, Ahead ahead) noexcept {
-  Vec sum[R][P][kPanelVecs];
+  Sums<R, P> sum;
   for (auto& row : sum)
     for (auto& panel : row)
       for (Vec& v : panel) v = Vec::zero();
@@ -36,10 +57,7 @@ inline void gemm_tile(const float* x, int64_t ldx, int64_t k, const T* panels, i
     }
     ahead.turn<2>();
   }
-  for (int r = 0; r < R; ++r)
-    for (int p = 0; p < P; ++p) {
-      write_panel(sum[r][p], y + r * ldy + p * kPanel, features - p * kPanel, accumulate);
-    }
+  write_tile<R, P>(sum, y, ldy, features, accumulate);
 }
 
 // `rows` rows, at most R of them, in one tile.

@@ -1,5 +1,5 @@
 // Activations to int8, and matrix products over 16-row panels of int8, 6-bit and int4 weights, written once over `Vec`,
-// `IntVec` and the byte products of a format. Included like panel_kernels.h, whose write_panel it uses.
+// `IntVec` and the byte products of a format. Included like panel_kernels.h, whose write_tile it uses.
 
 // Four groups side by side: maxima and sums across the lanes of all cost little more than those of one.
 void quantize_q8(const float* x, int64_t n, Q8Sums kind, int8_t* values, float* scales, int32_t* sums,
@@ -108,9 +108,6 @@ struct Q4Format : PlainFormat {
 template <int R, int P, class T = IntVec>
 using Dots = T[R][P][kPanelVecs];
 template <int R, int P>
-using Sums = Vec[R][P][kPanelVecs];
-
-template <int R, int P>
 inline void set_zero(Sums<R, P>& sums) {
   for (auto& r : sums)
     for (auto& p : r)
@@ -120,14 +117,6 @@ inline void set_zero(Sums<R, P>& sums) {
 // One row, or what is left of several.
 template <class Format, int R, int P>
 constexpr bool kStreams = R * P == 1 && Format::kAhead > 0;
-
-// body(integral_constant i) for i < N, inlined.
-template <int64_t N, class Body>
-[[gnu::always_inline]] inline void for_constants(const Body& body) {
-  [&]<int64_t... I>(std::integer_sequence<int64_t, I...>) __attribute__((always_inline)) {
-    (body(std::integral_constant<int64_t, I>{}), ...);
-  }(std::make_integer_sequence<int64_t, N>{});
-}
 
 // The integer sums of R rows and P panels over a whole or half group, of Count quads. base: see quant_tile.
 // Always inline: the sums are in registers then.
@@ -259,10 +248,7 @@ inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const Quant
     for (const int8_t*& b : base) b += kGroup;
     x_scales += x.stride, values += Format::kBytes;
   }
-  for (int r = 0; r < R; ++r)
-    for (int p = 0; p < P; ++p) {
-      write_panel(sum[r][p], y + r * ldy + p * kPanel, features - p * kPanel, accumulate);
-    }
+  write_tile<R, P>(sum, y, ldy, features, accumulate);
 }
 
 // `rows` rows, at most R of them, in one tile.
