@@ -279,7 +279,8 @@ PackedWeights pack_quantized(std::span<const TensorView> parts, QuantFormat form
   const QuantLayout layout(format, parts[0].cols(), stacked_rows(parts));
   // Zeros: padding rows have scales of zero; padding inputs meet activations of zero.
   const auto memory = std::make_shared<PartMemory>();
-  for (const size_t size : layout.sizes()) memory->push_back(arena.allocate(size));
+  const std::vector<size_t> sizes = layout.sizes();
+  for (const size_t size : sizes) memory->push_back(arena.allocate(size));
   const Packer packer(layout, parts, kernels, importance, *memory);
   const int64_t width = layout.groups * kGroup;
   Buffer<float> rows(static_cast<size_t>(max_threads() * kPanel * width));  // one panel per thread as floats
@@ -292,7 +293,7 @@ PackedWeights pack_quantized(std::span<const TensorView> parts, QuantFormat form
     throw std::invalid_argument(not_finite_message(tensor->name) + " or values too large for groups of integers");
   }
   PackedWeights weights = {std::string(format_name(format)), layout.cols, layout.rows, {}, memory};
-  for (size_t i = 0; i < memory->size(); ++i) weights.parts.emplace_back((*memory)[i].get(), layout.sizes()[i]);
+  for (size_t i = 0; i < sizes.size(); ++i) weights.parts.emplace_back((*memory)[i].get(), sizes[i]);
   return weights;
 }
 
