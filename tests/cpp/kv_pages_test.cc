@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -94,6 +95,27 @@ TEST(KvPages, OneThreadGetsASlot) {
     }
     for (std::thread& t : threads) t.join();
     EXPECT_EQ(got.load(), kSlabPages);
+  }
+}
+
+TEST(KvPages, HugePagesChangeNoContents) {
+  constexpr size_t kLarge = size_t{3} << 17;  // a slab of 6 MiB
+  KvSlab slab(2, kLarge);
+  for (int64_t slot = 0; slot < kSlabPages / 2; ++slot) {
+    ASSERT_TRUE(slab.claim(slot));
+    for (size_t chunk = 0; chunk < 2; ++chunk) {
+      std::memset(slab.page(slot) + chunk * slab.chunk_stride(), static_cast<int>(2 * slot + chunk + 1), kLarge);
+    }
+    slab.use_huge_pages();  // too early, but for the last
+  }
+  for (int64_t slot = kSlabPages / 2; slot < kSlabPages; ++slot) ASSERT_TRUE(slab.claim(slot));
+  slab.use_huge_pages();
+  for (int64_t slot = 0; slot < kSlabPages; ++slot) {
+    for (size_t chunk = 0; chunk < 2; ++chunk) {
+      const auto value = static_cast<std::byte>(slot < kSlabPages / 2 ? 2 * slot + chunk + 1 : 0);
+      const std::byte* at = slab.page(slot) + chunk * slab.chunk_stride();
+      EXPECT_TRUE(std::all_of(at, at + kLarge, [&](std::byte b) { return b == value; })) << slot;
+    }
   }
 }
 
