@@ -107,6 +107,7 @@ struct Q4Format : PlainFormat {
 
 template <int R, int P, class T = IntVec>
 using Dots = T[R][P][kPanelVecs];
+
 template <int R, int P>
 inline void set_zero(Sums<R, P>& sums) {
   for (auto& r : sums)
