@@ -36,7 +36,7 @@ class KvSlab {
   bool claim(int64_t slot);
   void release(int64_t slot);
 
-  // For a slab that a sequence has filled, or half of it: memory at most doubles. A matter of speed alone.
+  // Does nothing before half of the slab was in use, so that memory at most doubles. A matter of speed alone.
   void use_huge_pages();
 
  private:

@@ -8,6 +8,13 @@ inline constexpr int64_t kFetchSteps = 16;  // inputs between two requests for m
 template <int R, int P>
 using Sums = Vec[R][P][kPanelVecs];
 
+template <int R, int P>
+inline void set_zero(Sums<R, P>& sums) {
+  for (auto& r : sums)
+    for (auto& p : r)
+      for (Vec& v : p) v = Vec::zero();
+}
+
 // y[r][p * kPanel ...] = sum (+ y), of which the first `features` outputs exist.
 template <int R, int P>
 [[gnu::always_inline]] inline void write_tile(const Sums<R, P>& sum, float* y, int64_t ldy, int64_t features,
@@ -21,17 +28,14 @@ template <int R, int P>
     const int64_t n = std::min<int64_t>(Vec::kWidth, features - first);
     if (n > 0) store_n(accumulate ? load_n(out, n) + v : v, out, n);
   };
-  const auto add = [](Vec v, float* out, int64_t) { (Vec::load(out) + v).store(out); };
-  const auto store = [](Vec v, float* out, int64_t) { v.store(out); };
+  const auto whole = [&](Vec v, float* out, int64_t) { (accumulate ? Vec::load(out) + v : v).store(out); };
   // With constant indices sums stay in registers, of which eight lanes have too few.
   if constexpr (Vec::kWidth == 8) {
     for (int64_t at = 0; at < R * kVecs; ++at) visit(at, part);
   } else if (features < P * kPanel) {
     for_constants<R * kVecs>([&](auto at) __attribute__((always_inline)) { visit(at(), part); });
-  } else if (accumulate) {
-    for_constants<R * kVecs>([&](auto at) __attribute__((always_inline)) { visit(at(), add); });
   } else {
-    for_constants<R * kVecs>([&](auto at) __attribute__((always_inline)) { visit(at(), store); });
+    for_constants<R * kVecs>([&](auto at) __attribute__((always_inline)) { visit(at(), whole); });
   }
 }
 
@@ -39,9 +43,7 @@ template <int R, int P, class T>
 inline void gemm_tile(const float* x, int64_t ldx, int64_t k, const T* panels, int64_t features, float* y, int64_t ldy,
                       bool accumulate, Ahead ahead) noexcept {
   Sums<R, P> sum;
-  for (auto& row : sum)
-    for (auto& panel : row)
-      for (Vec& v : panel) v = Vec::zero();
+  set_zero<R, P>(sum);
   for (int64_t begin = 0; begin < k; begin += kFetchSteps) {
     const int64_t end = std::min(k, begin + kFetchSteps);
     for (int64_t i = begin; i < end; ++i) {

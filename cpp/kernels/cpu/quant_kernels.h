@@ -108,13 +108,6 @@ struct Q4Format : PlainFormat {
 template <int R, int P, class T = IntVec>
 using Dots = T[R][P][kPanelVecs];
 
-template <int R, int P>
-inline void set_zero(Sums<R, P>& sums) {
-  for (auto& r : sums)
-    for (auto& p : r)
-      for (Vec& v : p) v = Vec::zero();
-}
-
 // One row, or what is left of several.
 template <class Format, int R, int P>
 constexpr bool kStreams = R * P == 1 && Format::kAhead > 0;
