@@ -301,7 +301,7 @@ def split(content: bytes) -> tuple[Metadata, bytes]:
     return json.loads(content[HEADER.size : end]), content[-(-end // 64) * 64 :]
 
 
-def join(metadata: Any, data: bytes, version: int = 1, size: int | None = None) -> bytes:
+def join(metadata: Any, data: bytes, version: int = 2, size: int | None = None) -> bytes:
     """A packed file with the right checksums of header and metadata."""
     text = metadata if isinstance(metadata, bytes) else json.dumps(metadata).encode()
     start = -(-(HEADER.size + len(text)) // 64) * 64
@@ -329,7 +329,8 @@ def test_cut_foreign_and_newer_files(file: Path, tmp_path: Path) -> None:
     for size in (HEADER.size, 100, len(content) // 2, len(content) - 1):
         refused(path, content[:size], "cut off")
     refused(path, content + b"x", "something was appended")
-    refused(path, join(metadata, data, version=2), "version 2, which a newer lfm-engine wrote")
+    refused(path, join(metadata, data, version=3), "version 3, which a newer lfm-engine wrote")
+    refused(path, join(metadata, data, version=1), "version 1 by an earlier lfm-engine.*again")
     refused(path, join(metadata, data, version=0), "header is corrupt")
     refused(path, content.replace(b"\r\n", b"\n", 1), "not a packed model")
     for offset in range(12, HEADER.size):
@@ -338,7 +339,7 @@ def test_cut_foreign_and_newer_files(file: Path, tmp_path: Path) -> None:
         refused(path, bytes(damaged), "header is corrupt")
     for text in (b"{", b"[]", b"\xff", b"[" * 100_000, b"{}"):
         refused(path, join(text, data), "metadata|missing|dtype")
-    huge = HEADER.pack(b"\x89LFM\r\n\x1a\n", 1, 0, len(content), 1 << 40, 0, 0)
+    huge = HEADER.pack(b"\x89LFM\r\n\x1a\n", 2, 0, len(content), 1 << 40, 0, 0)
     crc = struct.pack("<I", zlib.crc32(huge))
     refused(path, huge[:12] + crc + huge[16:] + content[HEADER.size :], "1099511627776 bytes")
 

@@ -24,23 +24,35 @@ inline constexpr int64_t kLogitBlock = 64;  // logits that a sampler skips toget
 // A group whose largest magnitude is not above this is quantized to zeros: 127 / max must stay finite.
 inline constexpr float kSmallestQ8Max = 1e-36f;
 
+// Block floating point: a row has a scale, by which its largest group is exact to 8 bits, and each group a power of
+// two, at most 1 and at least this (what is below it is nothing beside the largest group). Times the scale of a weight
+// that is an addition to its exponent, which unlike a multiplication runs beside the dot products.
+inline constexpr float kLeastPower = 0x1p-30f;
+// A row whose largest magnitude is not above this is quantized to zeros: 127 / max / kLeastPower must stay finite.
+inline constexpr float kSmallestRowMax = 1e-27f;
+
 // Rows of x quantized to int8 in groups of 32, zero padded: the activations of int8 and int4 weights.
 struct Q8Rows {
-  const int8_t* values;  // [rows, groups * 32]
-  const float* scales;   // [groups, stride], of which `rows` are used
-  const int32_t* sums;   // [groups * per_group, stride], see Q8Sums
+  const int8_t* values;     // [rows, groups * 32]
+  const float* scales;      // [groups, stride], of which `rows` are used
+  const int32_t* sums;      // [groups * per_group, stride], see Q8Kind
+  const float* row_scales;  // [rows]; int8 weights: not used
   int64_t stride;
 };
 
-// What Q8Rows::sums are, by the format of the weights: the int8 values of each of the `per_group` equal parts of a
-// group, summed, times `factor`: minus the zero point, for integer dot products that start there; 1 for mins.
-struct Q8Sums {
+// What Q8Rows are, by the format of the weights. Sums are the int8 values of each of the `per_group` equal parts of a
+// group, summed, times `factor`: minus the zero point, for integer dot products that start there; 1 for mins. Scales
+// are `powers` of two for weights that are far less exact than activations anyway.
+struct Q8Kind {
   int32_t factor;
   int64_t per_group;
+  bool powers;
 };
-inline constexpr Q8Sums kQ8Sums = {-128, 1}, kQ6Sums = {-32, 2}, kQ4Sums = {-8, 1}, kMinsSums = {1, 1};
+inline constexpr Q8Kind kQ8Kind = {-128, 1, false}, kQ6Kind = {-32, 2, true}, kQ4Kind = {-8, 1, true},
+                        kMinsKind = {1, 1, true};
 
-// Quantized weights of 16-row panels, in groups of 32 inputs.
+// Quantized weights of 16-row panels, in groups of 32 inputs. Scales of int4 and steps are never zero, or there would
+// be no exponent to add to: where all weights are zero, they are one.
 struct QuantPanels {
   // int8: [panels, groups, 8, 16, 4], input 4j+i of row r at [j][r][i], plus 128.
   // int4: [panels, groups, 4, 16, 4], input 8j+i of row r in the low half of [j][r][i], input 8j+4+i in the high half.
@@ -130,16 +142,18 @@ struct Kernels {
   void (*gemm_bf16)(const float* x, int64_t ldx, int64_t rows, int64_t k, const uint16_t* panels, int64_t features,
                     float* y, int64_t ldy, bool accumulate) noexcept;
 
-  // One row x[n] to int8: per group of 32, scale = max|x| / 127, value = round(x / scale).
-  // values have ceil(n / 32) whole groups; scales, and what `kind` says of sums, are written `stride` apart.
-  void (*quantize_q8)(const float* x, int64_t n, Q8Sums kind, int8_t* values, float* scales, int32_t* sums,
-                      int64_t stride) noexcept;
+  // One row x[n] to int8. Per group of 32, scale = max|x| / 127 and value = round(x / scale), or, of powers,
+  // row_scale = max|x| of the row / 127, scale = the least power of two that is not below the group's share of that
+  // maximum, and value = round(x / (row_scale * scale)). values have ceil(n / 32) whole groups; scales, and what `kind`
+  // says of sums, are written `stride` apart. Products are NaN where they have to do with an x that is not finite, in
+  // the same group, or of powers in the same row; values are zero there.
+  void (*quantize_q8)(const float* x, int64_t n, Q8Kind kind, int8_t* values, float* scales, int32_t* sums,
+                      int64_t stride, float* row_scale) noexcept;
 
   // The same product for int8, 6-bit and int4 weights: integer dot products within a group, fp32 over groups in order,
   // sum = fma(dot, scale * x.scale, sum), and where there are mins then fma(x.sum * x.scale, min, sum).
-  // 6 bits: dot is the sum of step * dot of the two halves of a group, an integer below 2^24 (fp32 is exact, too); the
-  // groups that share a scale have a sum of their own, part = fma(dot, x.scale, part), then sum = fma(part, scale,
-  // sum).
+  // 6 bits: half a group at a time, part = fma(dot, step * x.scale, part), where the groups that share a scale have a
+  // sum of their own, then sum = fma(part, scale, sum). At last, but for int8, y = sum * x.row_scale.
   void (*gemm_q8)(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& panels, int64_t features, float* y,
                   int64_t ldy, bool accumulate) noexcept;
   void (*gemm_q6)(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& panels, int64_t features, float* y,

@@ -135,9 +135,9 @@ class Packer {
   // Takes over the integers of a stored row.
   void copy_row(const TensorView& part, int64_t row, int64_t panel, int64_t lane) const {
     const bool centred = mins_ == nullptr || part.dtype == DType::q4_0;
-    const int zero = layout_.format == QuantFormat::q8   ? -kQ8Sums.factor
+    const int zero = layout_.format == QuantFormat::q8   ? -kQ8Kind.factor
                      : layout_.format == QuantFormat::q6 ? kQ6Zero
-                     : centred                           ? -kQ4Sums.factor
+                     : centred                           ? -kQ4Kind.factor
                                                          : 0;
     for (int64_t g = 0; g < layout_.groups; ++g) {
       const QuantGroup group = read_group(part, row, g);
@@ -153,7 +153,8 @@ class Packer {
     }
   }
 
-  // Gives a row its minima where it has none of its own; returns whether all is finite.
+  // Gives a row its minima where it has none of its own, and scales of one where they are zero; returns whether all is
+  // finite.
   bool finish_row(int64_t panel, int64_t lane, DType from) const {
     bool finite = true;
     for (int64_t g = 0; g < layout_.scale_groups(); ++g) {
@@ -164,7 +165,34 @@ class Packer {
       if (from == DType::q4_0 || !is_copied(from, layout_.format)) min = minimum_of(own);
       finite = finite && is_finite_f16(min);
     }
+    if (layout_.format != QuantFormat::q8) {
+      for (int64_t g = 0; g < layout_.groups; ++g) replace_zero_scales(panel, g, lane);
+    }
     return finite;
+  }
+
+  // See QuantPanels.
+  void replace_zero_scales(int64_t panel, int64_t g, int64_t lane) const {
+    const int64_t block = panel * layout_.groups + g, parts = steps_ != nullptr ? 2 : 1;
+    for (int64_t part = 0; part < parts; ++part) {
+      if (steps_ != nullptr) {
+        int8_t& step = steps_[(block * 2 + part) * kPanel + lane];
+        if (step != 0) continue;
+        step = 1;
+      } else {
+        uint16_t& own = scale(panel, g, lane);
+        if (f16_to_f32(own) != 0.0f) continue;
+        own = f32_to_f16(1.0f);
+      }
+      const int zero = steps_ != nullptr ? kQ6Zero : mins_ != nullptr ? 0 : -kQ4Kind.factor;
+      uint8_t* bytes = values_ + block * layout_.group_bytes() + lane * 4;
+      int8_t q[kGroup];
+      for (int64_t i = 0; i < kGroup; ++i) {
+        q[i] =
+            i * parts / kGroup == part ? int8_t{0} : static_cast<int8_t>(load_integer(layout_.format, bytes, i) - zero);
+      }
+      store_integers(layout_.format, q, zero, bytes);
+    }
   }
 
   uint16_t& scale(int64_t panel, int64_t g, int64_t lane) const {
@@ -192,14 +220,14 @@ std::string_view format_name(QuantFormat format) {
   return "?";
 }
 
-Q8Sums sums_of(QuantFormat format) {
+Q8Kind kind_of(QuantFormat format) {
   switch (format) {
-    case QuantFormat::q8: return kQ8Sums;
-    case QuantFormat::q6: return kQ6Sums;
-    case QuantFormat::q4: return kQ4Sums;
+    case QuantFormat::q8: return kQ8Kind;
+    case QuantFormat::q6: return kQ6Kind;
+    case QuantFormat::q4: return kQ4Kind;
     case QuantFormat::q4_mins: break;
   }
-  return kMinsSums;
+  return kMinsKind;
 }
 
 QuantFormat format_for(std::span<const TensorView> parts, ComputeType type) {
@@ -263,7 +291,7 @@ QuantPanels QuantLayout::from(const QuantPanels& whole, int64_t panel) const {
 void QuantLayout::read_row(const QuantPanels& whole, int64_t n, float* out) const {
   const QuantPanels w = from(whole, n / kPanel);
   const int64_t lane = n % kPanel;
-  const int zero = format == QuantFormat::q4_mins ? 0 : -sums_of(format).factor;
+  const int zero = format == QuantFormat::q4_mins ? 0 : -kind_of(format).factor;
   for (int64_t i = 0; i < cols; ++i) {
     const int64_t g = i / kGroup;
     float scale = f16_to_f32(w.scales[(format == QuantFormat::q6 ? g / kSuperGroups : g) * kPanel + lane]);

@@ -12,8 +12,8 @@ inline constexpr QuantFormat kAllQuantFormats[] = {QuantFormat::q8, QuantFormat:
 
 std::string_view format_name(QuantFormat format);  // also that of the layout in packed files
 
-// The sums that quantize_q8 makes for a format.
-Q8Sums sums_of(QuantFormat format);
+// What activations quantize_q8 makes for a format.
+Q8Kind kind_of(QuantFormat format);
 
 // What `parts`, stacked, are stored as: the smallest format that `type` allows and that rounds none of them again, or,
 // for parts of different types, to 8 bits at least.

@@ -38,13 +38,13 @@ class QuantLinear final : public Linear {
 
  protected:
   size_t activation_bytes(int64_t rows) const override {
-    const int64_t numbers = 1 + sums().per_group;  // of a group, beside its values
-    return static_cast<size_t>(layout_.groups * (rows * kGroup + stride(rows) * 4 * numbers));
+    const int64_t numbers = 1 + kind().per_group;  // of a group, beside its values
+    return static_cast<size_t>(layout_.groups * (rows * kGroup + stride(rows) * 4 * numbers) + rows * 4);
   }
   void convert_row(const float* x, int64_t m, int64_t rows, std::byte* activations) const override {
     const Activations a = activations_at(activations, rows);
-    kernels_.quantize_q8(x, in_features(), sums(), a.values + m * layout_.groups * kGroup, a.scales + m, a.sums + m,
-                         stride(rows));
+    kernels_.quantize_q8(x, in_features(), kind(), a.values + m * layout_.groups * kGroup, a.scales + m, a.sums + m,
+                         stride(rows), a.row_scales + m);
   }
   void multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch&) const override {
     const int64_t n = out_features();
@@ -76,14 +76,15 @@ class QuantLinear final : public Linear {
   void gemm(const void* x, int64_t rows, int64_t row, int64_t count, int64_t panel, int64_t features, float* y,
             int64_t ldy, bool accumulate) const {
     const Activations a = activations_at(const_cast<void*>(x), rows);
-    const Q8Rows q = {a.values + row * layout_.groups * kGroup, a.scales + row, a.sums + row, stride(rows)};
+    const Q8Rows q = {a.values + row * layout_.groups * kGroup, a.scales + row, a.sums + row, a.row_scales + row,
+                      stride(rows)};
     const auto product = layout_.format == QuantFormat::q8   ? kernels_.gemm_q8
                          : layout_.format == QuantFormat::q6 ? kernels_.gemm_q6
                                                              : kernels_.gemm_q4;
     product(q, count, layout_.groups, layout_.from(panels_, panel), features, y, ldy, accumulate);
   }
 
-  Q8Sums sums() const { return sums_of(layout_.format); }
+  Q8Kind kind() const { return kind_of(layout_.format); }
 
   // Of many rows an odd number of cache lines: the scales of a row would share few sets of the L1 cache otherwise.
   static int64_t stride(int64_t rows) {
@@ -96,11 +97,13 @@ class QuantLinear final : public Linear {
     int8_t* values;
     float* scales;
     int32_t* sums;
+    float* row_scales;
   };
   Activations activations_at(void* memory, int64_t rows) const {
-    const int64_t groups = layout_.groups;
+    const int64_t groups = layout_.groups, numbers = stride(rows) * groups;
     auto* scales = reinterpret_cast<float*>(static_cast<std::byte*>(memory) + rows * groups * kGroup);
-    return {static_cast<int8_t*>(memory), scales, reinterpret_cast<int32_t*>(scales + stride(rows) * groups)};
+    float* sums = scales + numbers;
+    return {static_cast<int8_t*>(memory), scales, reinterpret_cast<int32_t*>(sums), sums + numbers * kind().per_group};
   }
 
   const Kernels& kernels_;

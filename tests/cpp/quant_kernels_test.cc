@@ -19,48 +19,101 @@ class QuantKernelsTest : public ::testing::TestWithParam<Isa> {
 INSTANTIATE_TEST_SUITE_P(Isas, QuantKernelsTest, ::testing::ValuesIn(isas_up_to(detected_isa())),
                          [](const auto& info) { return std::string(isa_name(info.param)); });
 
+constexpr Q8Kind kKinds[] = {kQ8Kind, kQ6Kind, kQ4Kind, kMinsKind};
+
+struct Quantized {
+  Quantized(const Kernels& kernels, const std::vector<float>& x, Q8Kind kind, int64_t row_stride)
+      : groups((static_cast<int64_t>(x.size()) + 31) / 32),
+        stride(row_stride),
+        values(groups * 32),
+        scales(groups * stride),
+        sums(groups * kind.per_group * stride) {
+    kernels.quantize_q8(x.data(), static_cast<int64_t>(x.size()), kind, values.data(), scales.data(), sums.data(),
+                        stride, row_scale.data());
+  }
+  int64_t groups, stride;
+  Guarded<int8_t> values;
+  Guarded<float> scales;
+  Guarded<int32_t> sums;
+  Guarded<float> row_scale{1};
+};
+
 TEST_P(QuantKernelsTest, QuantizeQ8) {
-  for (const int64_t n : {1, 5, 31, 32, 33, 40, 64, 100}) {
+  for (const int64_t n : {1, 5, 31, 32, 33, 40, 64, 100, 129, 300}) {
     // Zero, the smallest numbers (1 / scale is infinite), ordinary ones, the largest.
-    for (const float size : {0.0f, 1e-44f, 1e-39f, 1e-37f, 1e-30f, 1.0f, 1e5f, 3e37f}) {
-      const std::vector<float> x = rng.normals(n, size);
-      const int64_t groups = (n + 31) / 32;
-      Guarded<int8_t> values(groups * 32);
-      Guarded<float> scales(groups);
-      Guarded<int32_t> sums(groups);
-      kernels.quantize_q8(x.data(), n, {1, 1}, values.data(), scales.data(), sums.data(), 1);
-      Guarded<int8_t> want_values(groups * 32);
-      Guarded<float> want_scales(groups);
-      Guarded<int32_t> want_sums(groups);
-      reference.quantize_q8(x.data(), n, {1, 1}, want_values.data(), want_scales.data(), want_sums.data(), 1);
-      EXPECT_TRUE(same_bits(values.values(), want_values.values())) << n << " of size " << size;
-      EXPECT_TRUE(same_bits(scales.values(), want_scales.values())) << n << " of size " << size;
-      EXPECT_TRUE(values.intact() && scales.intact() && sums.intact());
-      for (int64_t g = 0; g < groups; ++g) {
-        int32_t sum = 0;
-        for (int64_t i = g * 32; i < (g + 1) * 32; ++i) {
-          sum += values[i];
-          ASSERT_LE(std::abs(int{values[i]}), 127) << n << " of size " << size;
-          const double v = i < n ? x[static_cast<size_t>(i)] : 0.0;
-          // Half a step, and what a scale or its inverse in fp32 loses near the ends of the range.
-          ASSERT_NEAR(double{scales[g]} * values[i], v, 0.5001 * scales[g] + 1e-36) << n << " of size " << size;
+    for (const float size : {0.0f, 1e-44f, 1e-39f, 1e-37f, 1e-27f, 1e-26f, 1.0f, 1e5f, 3e37f}) {
+      std::vector<float> x = rng.normals(n, size);
+      for (int64_t i = 64; i < n; ++i) x[i] *= i < 96 ? 0.0f : i < 128 ? 1e-4f : 1e-12f;
+      for (const Q8Kind kind : kKinds) {
+        for (const int64_t stride : {1, 3}) {
+          const Quantized got(kernels, x, kind, stride), want(reference, x, kind, stride);
+          const auto& [groups, row_stride, values, scales, sums, row_scale] = got;
+          ASSERT_TRUE(same_bits(values.values(), want.values.values())) << n << " of size " << size;
+          ASSERT_TRUE(values.intact() && scales.intact() && sums.intact() && row_scale.intact());
+          ASSERT_EQ(row_scale.untouched(0), !kind.powers);
+          for (int64_t g = 0; g < groups; ++g) {
+            const float scale = scales[g * stride];
+            ASSERT_EQ(scale, want.scales[g * stride]) << n << " of size " << size;
+            for (int64_t gap = 1; gap < stride; ++gap) ASSERT_TRUE(scales.untouched(g * stride + gap));
+            if (kind.powers) {
+              int exponent;
+              ASSERT_EQ(std::frexp(scale, &exponent), 0.5f);
+              ASSERT_TRUE(scale >= kLeastPower && scale <= 1.0f);
+            }
+            const double whole = kind.powers ? double{scale} * row_scale[0] : scale;
+            int32_t total[2] = {0, 0};
+            for (int64_t i = g * 32; i < (g + 1) * 32; ++i) {
+              total[i % 32 * kind.per_group / 32] += values[i] * kind.factor;
+              ASSERT_LE(std::abs(int{values[i]}), 127) << n << " of size " << size;
+              const double v = i < n ? x[static_cast<size_t>(i)] : 0.0;
+              // Half a step, and what a scale or its inverse in fp32 loses near the ends of the range.
+              ASSERT_NEAR(whole * values[i], v, 0.5001 * whole + (kind.powers ? 1e-27 : 1e-36)) << n << " of " << size;
+            }
+            for (int64_t part = 0; part < kind.per_group; ++part) {
+              const int64_t at = (g * kind.per_group + part) * stride;
+              ASSERT_EQ(sums[at], total[part]) << n << " of size " << size;
+              for (int64_t gap = 1; gap < stride; ++gap) ASSERT_TRUE(sums.untouched(at + gap));
+            }
+          }
+          ASSERT_EQ(row_scale[0], want.row_scale[0]);
         }
-        ASSERT_EQ(sums[g], sum) << n << " of size " << size;
-      }
-      // Half by half, every third row of a batch.
-      Guarded<float> far_scales(groups * 3);
-      Guarded<int32_t> halves(groups * 6);
-      kernels.quantize_q8(x.data(), n, {-32, 2}, values.data(), far_scales.data(), halves.data(), 3);
-      EXPECT_TRUE(same_bits(values.values(), want_values.values())) << n << " of size " << size;
-      for (int64_t h = 0; h < groups * 2; ++h) {
-        int32_t sum = 0;
-        for (int64_t i = h * 16; i < (h + 1) * 16; ++i) sum += values[i];
-        ASSERT_EQ(halves[h * 3], -32 * sum) << n << " of size " << size;
-        ASSERT_EQ(far_scales[h / 2 * 3], scales[h / 2]);
-        ASSERT_TRUE(halves.untouched(h * 3 + 1) && far_scales.untouched(h / 2 * 3 + 1));
       }
     }
   }
+}
+
+TEST_P(QuantKernelsTest, WhatIsNotFiniteHasValuesOfZero) {
+  const float inf = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  for (const Q8Kind kind : kKinds) {
+    for (const float bad : {inf, -inf, nan, -nan}) {
+      for (const size_t at : {0, 40, 130}) {
+        std::vector<float> x = rng.normals(131);
+        x[at] = bad;
+        for (const Kernels* table : {&kernels, &reference}) {
+          const Quantized q(*table, x, kind, 1);
+          const int64_t group = static_cast<int64_t>(at) / 32;  // of powers it is the whole row
+          for (int64_t g = kind.powers ? 0 : group; g < (kind.powers ? q.groups : group + 1); ++g) {
+            for (int64_t i = 0; i < 32; ++i) ASSERT_EQ(q.values[g * 32 + i], 0);
+            for (int64_t i = 0; i < kind.per_group; ++i) ASSERT_EQ(q.sums[g * kind.per_group + i], 0);
+            ASSERT_TRUE(kind.powers ? q.scales[g] == 1.0f : std::isnan(q.scales[g]));
+          }
+          if (kind.powers) ASSERT_TRUE(std::isnan(q.row_scale[0]));
+        }
+      }
+    }
+  }
+}
+
+TEST_P(QuantKernelsTest, PowersAreAsFineAsTheyMayBe) {
+  std::vector<float> x(5 * 32, 0.0f);
+  const float maxima[] = {8.0f, 4.0f, 4.001f, 3.0f, 1e-5f};
+  for (size_t g = 0; g < 5; ++g) x[g * 32 + g] = -maxima[g];
+  const Quantized q(kernels, x, kQ4Kind, 1);
+  EXPECT_EQ(q.row_scale[0], 8.0f / 127.0f);
+  const float want[] = {1.0f, 0.5f, 1.0f, 0.5f, 0x1p-19f};
+  for (int64_t g = 0; g < 5; ++g) EXPECT_EQ(q.scales[g], want[g]) << g;
+  EXPECT_EQ(q.values[0], -127);
+  EXPECT_EQ(q.values[33], -127);
 }
 
 struct QuantCase {
@@ -68,12 +121,12 @@ struct QuantCase {
   decltype(Kernels::gemm_q8) Kernels::* gemm;
   int64_t group_bytes;  // of a panel
   bool mins;
-  Q8Sums sums;
+  Q8Kind kind;
 };
-constexpr QuantCase kQuantCases[] = {{"q8", &Kernels::gemm_q8, 512, false, {-128, 1}},
-                                     {"q4", &Kernels::gemm_q4, 256, false, {-8, 1}},
-                                     {"q4 with mins", &Kernels::gemm_q4, 256, true, {1, 1}},
-                                     {"q6", &Kernels::gemm_q6, 384, false, {-32, 2}}};
+constexpr QuantCase kQuantCases[] = {{"q8", &Kernels::gemm_q8, 512, false, kQ8Kind},
+                                     {"q4", &Kernels::gemm_q4, 256, false, kQ4Kind},
+                                     {"q4 with mins", &Kernels::gemm_q4, 256, true, kMinsKind},
+                                     {"q6", &Kernels::gemm_q6, 384, false, kQ6Kind}};
 constexpr const QuantCase& kQ6Case = kQuantCases[3];
 
 // Weight i of a group from its definition in kernels.h. scale: of 6 bits times the step.
@@ -96,11 +149,17 @@ TEST_P(QuantKernelsTest, QuantizedProductsAreExact) {
       const int64_t panels = (features + 15) / 16, ldy = features + 3;
       std::vector<uint8_t> values(static_cast<size_t>(panels * groups * c.group_bytes));
       std::vector<uint16_t> scales(static_cast<size_t>(panels * groups * 16)), mins(scales.size());
-      for (uint16_t& s : scales) s = f32_to_f16(rng.below(5) == 0 ? 0.0f : rng.normal() * 0.01f);
+      // Where activations have powers of two no scale is zero; subnormal ones are.
+      for (uint16_t& s : scales) {
+        s = f32_to_f16(rng.below(5) == 0 ? (c.kind.powers ? 0x1p-24f : 0.0f) : rng.normal() * 0.01f);
+        if (c.kind.powers && f16_to_f32(s) == 0.0f) s = 1;
+      }
       for (uint16_t& m : mins) m = f32_to_f16(rng.normal() * 0.1f);
       const bool q6 = c.group_bytes == 384;
       std::vector<int8_t> steps(scales.size() * 2);
-      for (int8_t& s : steps) s = static_cast<int8_t>(rng.below(4) == 0 ? -128 + 255 * rng.below(2) : rng.below(256));
+      for (int8_t& s : steps) {
+        s = static_cast<int8_t>(rng.below(4) == 0 ? -128 + 255 * rng.below(2) : rng.below(255) + 1);
+      }
       if (q6) scales.resize(static_cast<size_t>(panels * super_groups(groups) * 16));
       const QuantPanels w = {values.data(), scales.data(), c.mins ? mins.data() : nullptr, q6 ? steps.data() : nullptr};
       for (const int64_t rows : {1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 17, 20, 24, 31}) {
@@ -111,13 +170,18 @@ TEST_P(QuantKernelsTest, QuantizedProductsAreExact) {
           for (int8_t& v : x) v = static_cast<int8_t>(kind == 0 ? rng.below(255) - 127 : rng.below(2) * 254 - 127);
           if (kind % 2 == 1) std::fill(x.begin(), x.end(), rng.below(2) == 0 ? int8_t{127} : int8_t{-127});
           const int64_t stride = rows + 2;
-          const std::vector<float> x_scales = rng.normals(groups * stride);
-          const int64_t parts = groups * c.sums.per_group, part = 32 / c.sums.per_group;
+          std::vector<float> x_scales = rng.normals(groups * stride);
+          if (c.kind.powers) {
+            for (float& s : x_scales) s = std::ldexp(1.0f, -static_cast<int>(rng.below(4) == 0 ? 30 : rng.below(8)));
+          }
+          const std::vector<float> row_scales = c.kind.powers ? rng.normals(rows) : std::vector<float>(rows, 1.0f);
+          const int64_t parts = groups * c.kind.per_group, part = 32 / c.kind.per_group;
           std::vector<int32_t> sums(static_cast<size_t>(parts * stride));
           for (int64_t i = 0; i < rows * groups * 32; ++i) {
-            sums[i / part % parts * stride + i / part / parts] += x[i] * c.sums.factor;
+            sums[i / part % parts * stride + i / part / parts] += x[i] * c.kind.factor;
           }
-          const Q8Rows q = {x.data(), x_scales.data(), sums.data(), stride};
+          const Q8Rows q = {x.data(), x_scales.data(), sums.data(), c.kind.powers ? row_scales.data() : nullptr,
+                            stride};
           const std::vector<float> before = rng.normals(rows * ldy);
           for (const bool accumulate : {false, true}) {
             Guarded<float> got(before), want(before);
@@ -135,8 +199,9 @@ TEST_P(QuantKernelsTest, QuantizedProductsAreExact) {
             float scale = f16_to_f32(scales[q6 ? (n / 16 * super_groups(groups) + g / 8) * 16 + n % 16 : lane]);
             if (q6) scale *= static_cast<float>(steps[(block * 2 + i % 32 / 16) * 16 + n % 16]);
             const double weight = quant_weight(c, values, scale, f16_to_f32(mins[lane]), block, n % 16, i % 32);
-            sum += weight * x_scales[g * stride + m] * x[m * groups * 32 + i];
-            size += std::fabs(weight * x_scales[g * stride + m] * x[m * groups * 32 + i]);
+            const double v = double{x_scales[g * stride + m]} * row_scales[m] * x[m * groups * 32 + i];
+            sum += weight * v;
+            size += std::fabs(weight * v);
           }
           Guarded<float> y(rows * ldy);
           (kernels.*c.gemm)(q, rows, groups, w, features, y.data(), ldy, false);

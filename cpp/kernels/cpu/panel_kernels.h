@@ -15,14 +15,14 @@ inline void set_zero(Sums<R, P>& sums) {
       for (Vec& v : p) v = Vec::zero();
 }
 
-// y[r][p * kPanel ...] = sum (+ y), of which the first `features` outputs exist.
-template <int R, int P>
+// y[r][p * kPanel ...] = scaled(sum, r) (+ y), of which the first `features` outputs exist.
+template <int R, int P, class Scaled>
 [[gnu::always_inline]] inline void write_tile(const Sums<R, P>& sum, float* y, int64_t ldy, int64_t features,
-                                              bool accumulate) noexcept {
+                                              bool accumulate, const Scaled& scaled) noexcept {
   constexpr int64_t kVecs = P * kPanelVecs;  // of a row
   const auto visit = [&](int64_t at, const auto& body) __attribute__((always_inline)) {
     const int64_t r = at / kVecs, v = at % kVecs;
-    body(sum[r][v / kPanelVecs][v % kPanelVecs], y + r * ldy + v * Vec::kWidth, v * Vec::kWidth);
+    body(scaled(sum[r][v / kPanelVecs][v % kPanelVecs], r), y + r * ldy + v * Vec::kWidth, v * Vec::kWidth);
   };
   const auto part = [&](Vec v, float* out, int64_t first) {
     const int64_t n = std::min<int64_t>(Vec::kWidth, features - first);
@@ -59,7 +59,7 @@ inline void gemm_tile(const float* x, int64_t ldx, int64_t k, const T* panels, i
     }
     ahead.turn<2>();
   }
-  write_tile<R, P>(sum, y, ldy, features, accumulate);
+  write_tile<R, P>(sum, y, ldy, features, accumulate, [](Vec v, int64_t) { return v; });
 }
 
 // `rows` rows, at most R of them, in one tile.

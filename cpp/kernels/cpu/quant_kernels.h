@@ -1,48 +1,89 @@
 // Activations to int8, and matrix products over 16-row panels of int8, 6-bit and int4 weights, written once over `Vec`,
 // `IntVec` and the byte products of a format. Included like panel_kernels.h, whose write_tile it uses.
 
+// Bits of magnitudes are in the order of the numbers, infinity above all of them and NaN above that.
+inline IntVec magnitude_bits(Vec v) { return IntVec::bits_of(v) & IntVec::set(0x7fffffff); }
+
+// The largest magnitude of x[n]; NaN where there is one.
+inline float largest_or_nan(const float* x, int64_t n) {
+  IntVec tops[4];
+  for (IntVec& top : tops) top = IntVec::set(0);
+  int64_t i = 0;
+  for (; i + 4 * Vec::kWidth <= n; i += 4 * Vec::kWidth) {
+    for (int64_t v = 0; v < 4; ++v) tops[v] = IntVec::max(tops[v], magnitude_bits(Vec::load(x + i + v * Vec::kWidth)));
+  }
+  for_lanes(i, n,
+            [&](int64_t at, int64_t count) { tops[0] = IntVec::max(tops[0], magnitude_bits(load_n(x + at, count))); });
+  for (int v = 1; v < 4; ++v) tops[0] = IntVec::max(tops[0], tops[v]);
+  return std::bit_cast<float>(tops[0].max());
+}
+
 // Four groups side by side: maxima and sums across the lanes of all cost little more than those of one.
-void quantize_q8(const float* x, int64_t n, Q8Sums kind, int8_t* values, float* scales, int32_t* sums,
-                 int64_t stride) noexcept {
+void quantize_q8(const float* x, int64_t n, Q8Kind kind, int8_t* values, float* scales, int32_t* sums, int64_t stride,
+                 float* row_scale) noexcept {
   constexpr int kSide = 4, kVecs = kGroup / Vec::kWidth;
+  constexpr float kLargest = std::numeric_limits<float>::max(), kNan = std::numeric_limits<float>::quiet_NaN();
+  constexpr int32_t kOne = std::bit_cast<int32_t>(1.0f), kLeast = std::bit_cast<int32_t>(kLeastPower);
   const int64_t groups = (n + kGroup - 1) / kGroup;
+  const float row_top = kind.powers ? largest_or_nan(x, n) : 0.0f;
+  const float row_inverse = row_top > kSmallestRowMax ? 127.0f / row_top : 0.0f;
+  const bool finite = row_top <= kLargest;
+  if (kind.powers) *row_scale = finite ? row_top / 127.0f : kNan;
   for (int64_t first = 0; first < groups; first += kSide, x += kSide * kGroup, values += kSide * kGroup) {
-    const int64_t valid = n - first * kGroup, count = std::min<int64_t>(kSide, groups - first);
+    const int64_t valid = finite ? n - first * kGroup : 0, count = std::min<int64_t>(kSide, groups - first);
     const auto load = [&](int64_t i) {
       if (i + Vec::kWidth <= valid) return Vec::load(x + i);
       return i < valid ? Vec::load(x + i, valid - i) : Vec::zero();
     };
-    Vec v[kSide][kVecs], tops[kSide];
+    Vec v[kSide][kVecs];
+    IntVec tops[kSide];
     for (int g = 0; g < kSide; ++g) {
-      tops[g] = Vec::zero();
+      tops[g] = IntVec::set(0);
       for (int i = 0; i < kVecs; ++i) {
         v[g][i] = load(g * kGroup + i * Vec::kWidth);
-        tops[g] = Vec::max(tops[g], Vec::max(v[g][i], Vec::zero() - v[g][i]));
+        tops[g] = IntVec::max(tops[g], magnitude_bits(v[g][i]));
       }
     }
-    float max[kSide];
-    Vec::max_of_each(tops, max);
+    int32_t top_bits[kSide];
+    IntVec::reduce_each(tops, [](IntVec a, IntVec b) { return IntVec::max(a, b); }, top_bits);
     IntVec halves[2][kSide];
+    float own_scales[kSide];
     for (int g = 0; g < kSide; ++g) {
-      const Vec inverse = Vec::set(max[g] > kSmallestQ8Max ? 127.0f / max[g] : 0.0f);
+      const float top = std::bit_cast<float>(top_bits[g]);
+      float inverse = row_inverse;
+      if (kind.powers) {
+        // So often may row_top be halved.
+        constexpr int32_t kExponent = 1 << 23, kMost = kOne - kLeast;
+        const int32_t halvings = std::min((std::bit_cast<int32_t>(row_top) - top_bits[g]) & -kExponent, kMost);
+        own_scales[g] = std::bit_cast<float>(row_inverse > 0.0f ? kOne - halvings : kOne);
+        if (row_inverse > 0.0f) inverse = std::bit_cast<float>(std::bit_cast<int32_t>(row_inverse) + halvings);
+      } else {
+        own_scales[g] = top / 127.0f;
+        inverse = top > kSmallestQ8Max ? 127.0f / top : 0.0f;
+        if (!(top <= kLargest)) {
+          own_scales[g] = kNan;
+          for (Vec& value : v[g]) value = Vec::zero();
+        }
+      }
       for (int half = 0; half < 2; ++half) {
         halves[half][g] = IntVec::set(0);
         for (int i = half * kVecs / 2; i < (half + 1) * kVecs / 2; ++i) {
-          const IntVec q = IntVec::of(v[g][i] * inverse);
+          const IntVec q = IntVec::of(v[g][i] * Vec::set(inverse));
           if (g < count) q.store_i8(values + g * kGroup + i * Vec::kWidth);
           halves[half][g] = halves[half][g] + q;
         }
       }
     }
+    const auto add = [](IntVec a, IntVec b) { return a + b; };
     int32_t totals[2][kSide];
     if (kind.per_group == 1) {
       for (int g = 0; g < kSide; ++g) halves[0][g] = halves[0][g] + halves[1][g];
     } else {
-      IntVec::sum_of_each(halves[1], totals[1]);
+      IntVec::reduce_each(halves[1], add, totals[1]);
     }
-    IntVec::sum_of_each(halves[0], totals[0]);
+    IntVec::reduce_each(halves[0], add, totals[0]);
     for (int64_t g = 0; g < count; ++g, scales += stride) {
-      *scales = max[g] / 127.0f;
+      *scales = own_scales[g];
       for (int64_t half = 0; half < kind.per_group; ++half, sums += stride) *sums = totals[half][g] * kind.factor;
     }
   }
@@ -50,9 +91,9 @@ void quantize_q8(const float* x, int64_t n, Q8Sums kind, int8_t* values, float* 
 
 // A format says what a group of a panel looks like: kBytes of it in loads of kQuadsPerLoad quads (inputs 4j .. 4j+3),
 // and how the quads of one are read; Dot sums products with activations, from start(sums) on. kSteps: see QuantPanels.
-// kRows, kPanels: the largest tile.
+// kPowers: see Q8Kind. kRows, kPanels: the largest tile.
 struct PlainFormat {
-  static constexpr bool kMins = false, kSteps = false;
+  static constexpr bool kMins = false, kSteps = false, kPowers = true;
   using Unpacked = void;
   // As many sums, integer and fp32, as registers allow, and few loads for each: Zen 4 has one 64-byte load a cycle.
   // With eight lanes the fp32 sums wait on the stack: they are touched once a group.
@@ -60,6 +101,7 @@ struct PlainFormat {
 };
 
 struct Q8Format : PlainFormat {
+  static constexpr bool kPowers = false;
   static constexpr int64_t kBytes = kPanel * kGroup, kQuadsPerLoad = 1;
   static constexpr int64_t kAhead = kPanelVecs > 1 ? 1536 : 0, kFetchFrom = 3 / kPanelVecs;
   static void load(const uint8_t* p, ByteVec (&quads)[1]) { quads[0] = ByteVec::load(p); }
@@ -147,17 +189,32 @@ template <class Format, int64_t Count, int R, int P>
       for (int i = 0; i < kPanelVecs; ++i) total[r][p][i] = dot[r][p][i].total(Format::start(sums + r));
 }
 
-// total = the integer sums of half a group times the steps of its rows of W (+ total, of the other half). Exact.
-template <bool First, int R, int P>
-inline void add_steps(const int8_t* steps, int64_t panel_lanes, const Dots<R, P>& dot, Sums<R, P>& total) {
-  for (int p = 0; p < P; ++p)
-    for (int i = 0; i < kPanelVecs; ++i) {
-      const Vec step = IntVec::load_i8(steps + p * panel_lanes * 2 + i * Vec::kWidth).to_float();
-      for (int r = 0; r < R; ++r) {
-        const Vec d = dot[r][p][i].to_float();
-        total[r][p][i] = First ? d * step : Vec::fma(d, step, total[r][p][i]);
-      }
-    }
+// A scale of W, to be multiplied with scales of x.
+struct PlainScale {
+  Vec scale;
+  static PlainScale of(Vec s) { return {s}; }
+  Vec times(float x_scale) const { return scale * Vec::set(x_scale); }
+};
+
+// With powers of two, exactly: exponents add up. Dot products and multiplications share ports, additions have others.
+struct ScaleExponent {
+  IntVec bits;
+  static ScaleExponent of(Vec s) { return {IntVec::bits_of(s) - IntVec::set(std::bit_cast<int32_t>(1.0f))}; }
+  Vec times(float x_scale) const { return (bits + IntVec::set(std::bit_cast<int32_t>(x_scale))).as_bits(); }
+};
+
+// sum += dot * scale(p, lane) * x_scale
+template <class Scale, int R, int P, class Load>
+[[gnu::always_inline]] inline void add_scaled(const Dots<R, P>& dot, const Load& scale, const float* x_scales,
+                                              Sums<R, P>& sum) {
+  for_constants<P * kPanelVecs>([&](auto at) __attribute__((always_inline)) {
+    constexpr int64_t p = at() / kPanelVecs, i = at() % kPanelVecs;
+    const Scale own = Scale::of(scale(p, i * Vec::kWidth));
+    for_constants<R>([&](auto r) __attribute__((always_inline)) {
+      Vec& out = sum[r()][p][i];
+      out = Vec::fma(dot[r()][p][i].to_float(), own.times(x_scales[r()]), out);
+    });
+  });
 }
 
 // sum += part * scale, where the groups that share a scale end, and part = 0.
@@ -182,6 +239,7 @@ constexpr int64_t scale_lanes(int64_t groups) {
 template <class Format, int R, int P>
 inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const QuantPanels& w, int64_t panel,
                        int64_t features, float* y, int64_t ldy, bool accumulate, Ahead ahead) noexcept {
+  using Scale = std::conditional_t<Format::kPowers, ScaleExponent, PlainScale>;
   constexpr int kBases = (R + 2) / 3;
   const int64_t ld = groups * kGroup;
   const int8_t* base[kBases];
@@ -201,20 +259,17 @@ inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const Quant
   for (int64_t g = 0; g < groups; ++g) {
     Dots<R, P> dot;
     if constexpr (Format::kSteps) {
-      constexpr int64_t kHalf = kGroup / 8;  // quads
-      const int8_t* steps = w.steps + (panel * groups + g) * 2 * kPanel;
-      Sums<R, P> total;
-      const int8_t* half[kBases];
-      for (int b = 0; b < kBases; ++b) half[b] = base[b] + kGroup / 2;
-      add_quads<Format, kHalf, R, P>(base, ld, values, panel_bytes, sums, dot);
-      add_steps<true, R, P>(steps, panel_lanes, dot, total);
-      add_quads<Format, kHalf, R, P>(half, ld, values + Format::kBytes / 2, panel_bytes, sums + x.stride, dot);
-      add_steps<false, R, P>(steps + kPanel, panel_lanes, dot, total);
-      for (int r = 0; r < R; ++r)
-        for (int p = 0; p < P; ++p)
-          for (int i = 0; i < kPanelVecs; ++i) {
-            part[r][p][i] = Vec::fma(total[r][p][i], Vec::set(x_scales[r]), part[r][p][i]);
-          }
+      for_constants<2>([&](auto half) __attribute__((always_inline)) {
+        const int8_t* steps = w.steps + ((panel * groups + g) * 2 + half()) * kPanel;
+        const int8_t* bases[kBases];
+        for (int b = 0; b < kBases; ++b) bases[b] = base[b] + half() * kGroup / 2;
+        add_quads<Format, kGroup / 8, R, P>(bases, ld, values + half() * Format::kBytes / 2, panel_bytes,
+                                            sums + half() * x.stride, dot);
+        const auto step = [&](int64_t p, int64_t lane) {
+          return IntVec::load_i8(steps + p * panel_lanes * 2 + lane).to_float();
+        };
+        add_scaled<Scale, R, P>(dot, step, x_scales, part);
+      });
       if ((g + 1) % kSuperGroups == 0 || g + 1 == groups) {
         add_part<R, P>(part, scales, panel_scales, sum);
         scales += kPanel;
@@ -222,27 +277,27 @@ inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const Quant
       sums += 2 * x.stride;
     } else {
       add_quads<Format, kGroup / 4, R, P>(base, ld, values, panel_bytes, sums, dot);
-      for (int p = 0; p < P; ++p)
-        for (int i = 0; i < kPanelVecs; ++i) {
-          const int64_t lane = p * panel_lanes + i * Vec::kWidth;
-          const Vec scale = Vec::load_f16(scales + lane);
-          for (int r = 0; r < R; ++r) {
-            sum[r][p][i] = Vec::fma(dot[r][p][i].to_float(), scale * Vec::set(x_scales[r]), sum[r][p][i]);
-          }
-          if constexpr (Format::kMins) {
+      const auto scale = [&](int64_t p, int64_t lane) { return Vec::load_f16(scales + p * panel_lanes + lane); };
+      add_scaled<Scale, R, P>(dot, scale, x_scales, sum);
+      if constexpr (Format::kMins) {
+        for (int p = 0; p < P; ++p)
+          for (int i = 0; i < kPanelVecs; ++i) {
+            const int64_t lane = p * panel_lanes + i * Vec::kWidth;
             const Vec min = Vec::load_f16(w.mins + (panel * groups + g) * kPanel + lane);
             for (int r = 0; r < R; ++r) {
               sum[r][p][i] = Vec::fma(Vec::set(static_cast<float>(sums[r]) * x_scales[r]), min, sum[r][p][i]);
             }
           }
-        }
+      }
       scales += kPanel, sums += x.stride;
     }
     if constexpr (!kStreams<Format, R, P>) ahead.turn<2>();
     for (const int8_t*& b : base) b += kGroup;
     x_scales += x.stride, values += Format::kBytes;
   }
-  write_tile<R, P>(sum, y, ldy, features, accumulate);
+  write_tile<R, P>(sum, y, ldy, features, accumulate, [&](Vec v, int64_t r) __attribute__((always_inline)) {
+    return Format::kPowers ? v * Vec::set(x.row_scales[row + r]) : v;
+  });
 }
 
 // `rows` rows, at most R of them, in one tile.

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <type_traits>
 
 #include "base/dtype.h"
@@ -172,22 +173,42 @@ void gemm(const float* x, int64_t ldx, int64_t rows, int64_t k, const T* panels,
   }
 }
 
-void quantize_q8(const float* x, int64_t n, Q8Sums kind, int8_t* values, float* scales, int32_t* sums,
-                 int64_t stride) noexcept {
+// The largest magnitude; NaN where there is one.
+float largest_or_nan(const float* x, int64_t n) {
+  float max = 0.0f;
+  for (int64_t i = 0; i < n; ++i) {
+    if (std::isnan(x[i])) return x[i];
+    max = std::max(max, std::fabs(x[i]));
+  }
+  return max;
+}
+
+void quantize_q8(const float* x, int64_t n, Q8Kind kind, int8_t* values, float* scales, int32_t* sums, int64_t stride,
+                 float* row_scale) noexcept {
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  const float row_top = kind.powers ? largest_or_nan(x, n) : 0.0f;
+  if (kind.powers) *row_scale = std::isfinite(row_top) ? row_top / 127.0f : kNan;
   for (int64_t g = 0; g * kGroup < n; ++g) {
     const int64_t count = std::min(kGroup, n - g * kGroup);
-    float max = 0.0f;
-    for (int64_t i = 0; i < count; ++i) max = std::max(max, std::fabs(x[g * kGroup + i]));
-    const float inverse = max > kSmallestQ8Max ? 127.0f / max : 0.0f;
+    const float max = largest_or_nan(x + g * kGroup, count);
+    const bool finite = std::isfinite(kind.powers ? row_top : max);
+    float scale = 1.0f, inverse = 0.0f;
+    if (!kind.powers) {
+      scale = finite ? max / 127.0f : kNan;
+      inverse = max > kSmallestQ8Max ? 127.0f / max : 0.0f;
+    } else if (finite && row_top > kSmallestRowMax) {
+      while (scale > kLeastPower && max <= row_top * (scale / 2)) scale /= 2;
+      inverse = 127.0f / row_top / scale;
+    }
     int32_t* sum = sums + g * kind.per_group * stride;
     for (int64_t part = 0; part < kind.per_group; ++part) sum[part * stride] = 0;
     for (int64_t i = 0; i < kGroup; ++i) {
-      const float v = i < count ? x[g * kGroup + i] : 0.0f;
+      const float v = finite && i < count ? x[g * kGroup + i] : 0.0f;
       const auto q = static_cast<int32_t>(std::nearbyint(v * inverse));
       values[g * kGroup + i] = static_cast<int8_t>(q);
       sum[i * kind.per_group / kGroup * stride] += q * kind.factor;
     }
-    scales[g * stride] = max / 127.0f;
+    scales[g * stride] = scale;
   }
 }
 
@@ -204,8 +225,7 @@ int q6_weight(const QuantPanels& w, int64_t block, int64_t lane, int64_t i) {
   const int64_t half = block * 2 + i / 16, j = i % 16 / 4;
   const uint8_t* bytes = w.values + (half * 3 * kPanel + lane) * 4 + i % 4;
   const int a = bytes[0], b = bytes[kPanel * 4], c = bytes[kPanel * 8];
-  const int q = j == 0 ? a & 63 : j == 1 ? b & 63 : j == 2 ? c & 63 : (a >> 6) << 4 | (b >> 6) << 2 | c >> 6;
-  return (q - 32) * w.steps[half * kPanel + lane];
+  return (j == 0 ? a & 63 : j == 1 ? b & 63 : j == 2 ? c & 63 : (a >> 6) << 4 | (b >> 6) << 2 | c >> 6) - 32;
 }
 
 template <int (*weight)(const QuantPanels&, int64_t, int64_t, int64_t)>
@@ -217,25 +237,30 @@ void gemm_quant(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t block = n / kPanel * groups + g, lane = n % kPanel;
         const int8_t* a = x.values + (m * groups + g) * kGroup;
-        int32_t dot = 0, sum = 0;
-        for (int64_t i = 0; i < kGroup; ++i) {
-          dot += weight(panels, block, lane, i) * a[i];
-          sum += a[i];
-        }
+        const auto dot = [&](int64_t begin, int64_t end) {
+          int32_t sum = 0;
+          for (int64_t i = begin; i < end; ++i) sum += weight(panels, block, lane, i) * a[i];
+          return static_cast<float>(sum);
+        };
         const float x_scale = x.scales[g * x.stride + m];
         if (panels.steps != nullptr) {
-          part = std::fma(static_cast<float>(dot), x_scale, part);
+          for (int64_t half = 0; half < 2; ++half) {
+            const float step = panels.steps[(block * 2 + half) * kPanel + lane];
+            part = std::fma(dot(half * kGroup / 2, (half + 1) * kGroup / 2), step * x_scale, part);
+          }
           if ((g + 1) % kSuperGroups != 0 && g + 1 < groups) continue;
           const int64_t super = n / kPanel * super_groups(groups) + g / kSuperGroups;
           total = std::fma(part, f16_to_f32(panels.scales[super * kPanel + lane]), total);
           part = 0.0f;
           continue;
         }
-        total = std::fma(static_cast<float>(dot), f16_to_f32(panels.scales[block * kPanel + lane]) * x_scale, total);
+        total = std::fma(dot(0, kGroup), f16_to_f32(panels.scales[block * kPanel + lane]) * x_scale, total);
         if (panels.mins != nullptr) {
-          total = std::fma(static_cast<float>(sum) * x_scale, f16_to_f32(panels.mins[block * kPanel + lane]), total);
+          const auto sum = static_cast<float>(std::accumulate(a, a + kGroup, 0));
+          total = std::fma(sum * x_scale, f16_to_f32(panels.mins[block * kPanel + lane]), total);
         }
       }
+      if (weight != q8_weight) total *= x.row_scales[m];
       float& out = y[m * ldy + n];
       out = accumulate ? out + total : total;
     }

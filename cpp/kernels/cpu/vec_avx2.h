@@ -86,6 +86,8 @@ struct IntVec {
   static IntVec load_i8(const int8_t* p) {
     return {_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
   }
+  static IntVec bits_of(Vec x) { return {_mm256_castps_si256(x.v)}; }
+  Vec as_bits() const { return {_mm256_castsi256_ps(v)}; }
   Vec to_float() const { return {_mm256_cvtepi32_ps(v)}; }
   void store(uint8_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
   void store_i8(int8_t* p) const {  // the low bytes
@@ -93,16 +95,24 @@ struct IntVec {
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p),
                      _mm_unpacklo_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1)));
   }
-  // out[i] = the sum of v[i]
-  static void sum_of_each(const IntVec (&v)[4], int32_t* out) {
-    const auto halves = [](__m256i a, __m256i b) {
-      return _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+  int32_t max() const {
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1)));
+  }
+  static IntVec max(IntVec a, IntVec b) { return {_mm256_max_epi32(a.v, b.v)}; }
+  // out[i] = the lanes of v[i] combined, by a sum or a maximum
+  template <class Combine>
+  static void reduce_each(const IntVec (&v)[4], const Combine& combine, int32_t* out) {
+    const auto halves = [&](IntVec a, IntVec b) {
+      return combine(IntVec{_mm256_unpacklo_epi32(a.v, b.v)}, IntVec{_mm256_unpackhi_epi32(a.v, b.v)});
     };
-    const __m256i all = halves(halves(v[0].v, v[2].v), halves(v[1].v, v[3].v));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
-                     _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
+    const IntVec all = halves(halves(v[0], v[2]), halves(v[1], v[3]));
+    const IntVec both = combine(all, IntVec{_mm256_permute2x128_si256(all.v, all.v, 1)});
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_castsi256_si128(both.v));
   }
   friend IntVec operator+(IntVec a, IntVec b) { return {_mm256_add_epi32(a.v, b.v)}; }
+  friend IntVec operator-(IntVec a, IntVec b) { return {_mm256_sub_epi32(a.v, b.v)}; }
   friend IntVec operator&(IntVec a, IntVec b) { return {_mm256_and_si256(a.v, b.v)}; }
   friend IntVec operator|(IntVec a, IntVec b) { return {_mm256_or_si256(a.v, b.v)}; }
   template <int kBits>

@@ -77,20 +77,26 @@ struct IntVec {
   static IntVec load_i8(const int8_t* p) {
     return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
   }
+  static IntVec bits_of(Vec x) { return {_mm512_castps_si512(x.v)}; }
+  Vec as_bits() const { return {_mm512_castsi512_ps(v)}; }
   Vec to_float() const { return {_mm512_cvtepi32_ps(v)}; }
   void store(uint8_t* p) const { _mm512_storeu_si512(p, v); }
   void store_i8(int8_t* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v)); }
-  // out[i] = the sum of v[i]
-  static void sum_of_each(const IntVec (&v)[4], int32_t* out) {
-    const auto halves = [](__m512i a, __m512i b) {
-      return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+  int32_t max() const { return _mm512_reduce_max_epi32(v); }
+  static IntVec max(IntVec a, IntVec b) { return {_mm512_max_epi32(a.v, b.v)}; }
+  // out[i] = the lanes of v[i] combined, by a sum or a maximum
+  template <class Combine>
+  static void reduce_each(const IntVec (&v)[4], const Combine& combine, int32_t* out) {
+    const auto halves = [&](IntVec a, IntVec b) {
+      return combine(IntVec{_mm512_unpacklo_epi32(a.v, b.v)}, IntVec{_mm512_unpackhi_epi32(a.v, b.v)});
     };
-    const __m512i x = halves(v[0].v, v[2].v), y = halves(v[1].v, v[3].v), all = halves(x, y);
-    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
-                     _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+    IntVec all = halves(halves(v[0], v[2]), halves(v[1], v[3]));
+    all = combine(all, IntVec{_mm512_shuffle_i64x2(all.v, all.v, 0x4e)});
+    all = combine(all, IntVec{_mm512_shuffle_i64x2(all.v, all.v, 0xb1)});
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_castsi512_si128(all.v));
   }
   friend IntVec operator+(IntVec a, IntVec b) { return {_mm512_add_epi32(a.v, b.v)}; }
+  friend IntVec operator-(IntVec a, IntVec b) { return {_mm512_sub_epi32(a.v, b.v)}; }
   friend IntVec operator&(IntVec a, IntVec b) { return {_mm512_and_si512(a.v, b.v)}; }
   friend IntVec operator|(IntVec a, IntVec b) { return {_mm512_or_si512(a.v, b.v)}; }
   template <int kBits>

@@ -37,7 +37,7 @@ PACKED_DTYPES = ("int8", "int4")
 
 # Like PNG's: what mangles line ends or the eighth bit of a copy is noticed at once.
 _MAGIC = b"\x89LFM\r\n\x1a\n"
-_VERSION = 1
+_VERSION = 2  # 1 had scales of zero
 # Magic, version, CRC-32 of the header with zeros here, size of the file, size of the metadata, its
 # CRC-32, zeros.
 _HEADER = struct.Struct("<8sIIQQII")
@@ -229,10 +229,15 @@ def _read_metadata(data: memoryview, path: Path) -> tuple[dict[str, Any], int]:
     if version > _VERSION:
         raise ValueError(
             f"{path}: packed as version {version}, which a newer lfm-engine wrote; this one reads "
-            f"up to version {_VERSION}"
+            f"version {_VERSION}"
         )
-    if version != _VERSION or rest or zlib.crc32(raw[:12] + bytes(4) + raw[16:]) != crc:
+    if version < 1 or rest or zlib.crc32(raw[:12] + bytes(4) + raw[16:]) != crc:
         raise ValueError(f"{path}: the header is corrupt")
+    if version < _VERSION:
+        raise ValueError(
+            f"{path}: packed as version {version} by an earlier lfm-engine; this one reads version "
+            f"{_VERSION}: pack the model again"
+        )
     if size != len(data):
         problem = "it was cut off" if len(data) < size else "something was appended"
         raise ValueError(f"{path}: has {len(data)} bytes instead of {size}: {problem}")
