@@ -2,6 +2,9 @@
 // Sums of products of weights and activations, four inputs at a time, per lane: start(from), add(w, quad) with the
 // activations of each quad packed in an int32, total(from): from + the sum.
 
+// Here integer additions are what products of bytes take turns with.
+inline constexpr bool kDotsTakeMultipliers = false;
+
 // Of weights w as they are stored, plus 128, each with the sum of w - 128: `from` is not of use.
 struct DotQ8 {
   __m256i sum;

@@ -12,6 +12,9 @@ struct Dot {
   }
   IntVec total(IntVec) const { return sum; }
 };
+// Dot products take turns with floating-point multiplications.
+inline constexpr bool kDotsTakeMultipliers = true;
+
 using DotQ8 = Dot;
 using DotQ6 = Dot;
 using DotQ4 = Dot;

@@ -196,7 +196,7 @@ struct PlainScale {
   Vec times(float x_scale) const { return scale * Vec::set(x_scale); }
 };
 
-// With powers of two, exactly: exponents add up. Dot products and multiplications share ports, additions have others.
+// With powers of two, exactly the same: exponents add up.
 struct ScaleExponent {
   IntVec bits;
   static ScaleExponent of(Vec s) { return {IntVec::bits_of(s) - IntVec::set(std::bit_cast<int32_t>(1.0f))}; }
@@ -239,7 +239,7 @@ constexpr int64_t scale_lanes(int64_t groups) {
 template <class Format, int R, int P>
 inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const QuantPanels& w, int64_t panel,
                        int64_t features, float* y, int64_t ldy, bool accumulate, Ahead ahead) noexcept {
-  using Scale = std::conditional_t<Format::kPowers, ScaleExponent, PlainScale>;
+  using Scale = std::conditional_t<Format::kPowers && kDotsTakeMultipliers, ScaleExponent, PlainScale>;
   constexpr int kBases = (R + 2) / 3;
   const int64_t ld = groups * kGroup;
   const int8_t* base[kBases];
