@@ -115,10 +115,11 @@ class AutoModelForCausalLM:
             path: a folder (safetensors), a .gguf file, a packed file (`CausalLM.save_packed`), or
                 an id on the Hugging Face hub.
             dtype: "float32", "bfloat16", "int8" (groups of 32 weights and activations, Q8_0's
-                arithmetic), "int4" (Q4_0's and Q4_1's), or "auto": the smallest that keeps the
-                stored values (float16 becomes float32, quantized GGUF files int4 or int8). torch
-                dtypes work too. In int4, embedding and output head have 6 bits (Q6_K's arithmetic),
-                and tensors that a GGUF file has in more than 4 have 6 or 8.
+                arithmetic), "int4" (weights as in Q4_0 and Q4_1, activations in block floating
+                point of 8 bits), or "auto": the smallest that keeps the stored values (float16
+                becomes float32, quantized GGUF files int4 or int8). torch dtypes work too. In int4,
+                embedding and output head have 6 bits (as in Q6_K), and tensors that a GGUF file has
+                in more than 4 have 6 or 8.
             device: "cpu".
             num_threads: default: the physical cores that this process may use.
             kv_dtype: type that states keep K and V in: "float32", "bfloat16", "int8" (one scale per
