@@ -54,9 +54,10 @@ void quantize_q8(const float* x, int64_t n, Q8Kind kind, int8_t* values, float* 
       if (kind.powers) {
         // So often may row_top be halved.
         constexpr int32_t kExponent = 1 << 23, kMost = kOne - kLeast;
-        const int32_t halvings = std::min((std::bit_cast<int32_t>(row_top) - top_bits[g]) & -kExponent, kMost);
-        own_scales[g] = std::bit_cast<float>(row_inverse > 0.0f ? kOne - halvings : kOne);
-        if (row_inverse > 0.0f) inverse = std::bit_cast<float>(std::bit_cast<int32_t>(row_inverse) + halvings);
+        const int32_t distance = (std::bit_cast<int32_t>(row_top) - top_bits[g]) & -kExponent;
+        const int32_t halvings = row_inverse > 0.0f ? std::min(distance, kMost) : 0;
+        own_scales[g] = std::bit_cast<float>(kOne - halvings);
+        inverse = std::bit_cast<float>(std::bit_cast<int32_t>(row_inverse) + halvings);
       } else {
         own_scales[g] = top / 127.0f;
         inverse = top > kSmallestQ8Max ? 127.0f / top : 0.0f;
