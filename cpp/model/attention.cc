@@ -101,6 +101,22 @@ const std::byte* first_page(const LayerContext& ctx, const Shape& s, const Atten
   return state.pages()[block * (kAttentionBlock / kPage)] + s.layout.k_offset(s.layer, task.kv_head);
 }
 
+bool is_stored(const Segment& segment, int64_t t) { return segment.position + t < segment.state->length(); }
+
+// K and V of one token and head, unless they are in the KV page already.
+void store(const LayerContext& ctx, const Shape& s, const Segment& segment, int64_t t, int64_t head) {
+  if (is_stored(segment, t)) return;
+  const float* k = ctx.ws.projected.data() + (segment.first + t) * s.width + (s.heads + head) * s.head_dim;
+  const int64_t position = segment.position + t;
+  std::byte* page = segment.state->page(position / kPage);
+  ctx.kernels.store_kv[static_cast<int>(s.layout.kv_type)](k, k + s.kv_heads * s.head_dim, s.head_dim, position % kPage,
+                                                           page + s.layout.k_offset(s.layer, head),
+                                                           page + s.layout.v_offset(s.layer, head));
+}
+
+// Whether each block of a head is read by one task only, which can store K and V itself then: they are in its cache.
+bool tasks_store(const Shape& s, const Segment& segment) { return segment.count <= s.tile_tokens; }
+
 void run_task(const LayerContext& ctx, const Shape& s, const AttentionTask& task, const std::byte* next_page,
               std::byte* memory, std::byte* partials) {
   const Segment& segment = ctx.segments[static_cast<size_t>(task.segment)];
@@ -108,6 +124,12 @@ void run_task(const LayerContext& ctx, const Shape& s, const AttentionTask& task
   const AttentionPartial total = task.partial < 0 ? s.partial_at(memory, 0) : s.partial_at(partials, task.partial);
   const AttentionPartial next = s.partial_at(memory, 1);
   std::byte* scratch = memory + 2 * s.partial_bytes;
+  if (tasks_store(s, segment)) {
+    const auto token_of = [&](int64_t block) {
+      return std::clamp<int64_t>(block * kAttentionBlock - segment.position, 0, segment.count);
+    };
+    for (int64_t t = token_of(task.begin); t < token_of(task.end); ++t) store(ctx, s, segment, t, task.kv_head);
+  }
   const float* q = ctx.ws.projected.data() + (segment.first + task.token) * s.width;
   AttentionTile tile = {q + task.kv_head * s.group * s.head_dim,
                         s.width,
@@ -129,8 +151,6 @@ void run_task(const LayerContext& ctx, const Shape& s, const AttentionTask& task
   if (task.partial < 0) write_output(s, segment, task, total, ctx.ws.mixed.data());
 }
 
-bool is_stored(const Segment& segment, int64_t t) { return segment.position + t < segment.state->length(); }
-
 // Norm and rotation of one token's queries, which are scaled, and of its keys unless there is no need.
 void rotate(const LayerContext& ctx, const AttentionWeights& w, const Shape& s, const Segment& segment, int64_t t,
             bool keys) {
@@ -148,18 +168,6 @@ void rotate(const LayerContext& ctx, const AttentionWeights& w, const Shape& s, 
   }
 }
 
-void store(const LayerContext& ctx, const Shape& s, const Segment& segment, int64_t t) {
-  const auto store_kv = ctx.kernels.store_kv[static_cast<int>(s.layout.kv_type)];
-  const float* k = ctx.ws.projected.data() + (segment.first + t) * s.width + s.heads * s.head_dim;
-  const float* v = k + s.kv_heads * s.head_dim;
-  const int64_t position = segment.position + t;
-  std::byte* page = segment.state->page(position / kPage);
-  for (int64_t h = 0; h < s.kv_heads; ++h) {
-    store_kv(k + h * s.head_dim, v + h * s.head_dim, s.head_dim, position % kPage, page + s.layout.k_offset(s.layer, h),
-             page + s.layout.v_offset(s.layer, h));
-  }
-}
-
 // q, k and v of all tokens as the taps see them: rotated, and not yet in the KV pages.
 void tap_qkv(const LayerContext& ctx, const Shape& s) {
   const auto view = [&](int64_t first, int64_t heads) {
@@ -170,7 +178,7 @@ void tap_qkv(const LayerContext& ctx, const Shape& s) {
   ctx.tap(TapPoint::attention_v, ctx.ws.projected, view(s.heads + s.kv_heads, s.kv_heads));
 }
 
-// Rotates the queries and keys in ws.projected and stores K and V of the tokens that have none yet.
+// Rotates the queries and keys in ws.projected and stores K and V, unless the tasks do that.
 void rotate_and_store(const LayerContext& ctx, const AttentionWeights& w, const Shape& s) {
   const auto for_tokens = [&](const auto& body) {
     parallel_for(ctx.tokens, [&](int64_t t) {
@@ -179,18 +187,19 @@ void rotate_and_store(const LayerContext& ctx, const AttentionWeights& w, const 
       body(*(after - 1), t - (after - 1)->first);
     });
   };
+  const auto store_early = [&](const Segment& segment, int64_t t) {
+    if (tasks_store(s, segment) && !ctx.taps_at(TapPoint::attention_probs)) return;  // a tap that reads the pages
+    for (int64_t h = 0; h < s.kv_heads; ++h) store(ctx, s, segment, t, h);
+  };
   const bool tapped =
       ctx.taps_at(TapPoint::attention_q) || ctx.taps_at(TapPoint::attention_k) || ctx.taps_at(TapPoint::attention_v);
   for_tokens([&](const Segment& segment, int64_t t) {
-    const bool stored = is_stored(segment, t);
-    rotate(ctx, w, s, segment, t, tapped || !stored);
-    if (!tapped && !stored) store(ctx, s, segment, t);
+    rotate(ctx, w, s, segment, t, tapped || !is_stored(segment, t));
+    if (!tapped) store_early(segment, t);
   });
   if (!tapped) return;
   tap_qkv(ctx, s);
-  for_tokens([&](const Segment& segment, int64_t t) {
-    if (!is_stored(segment, t)) store(ctx, s, segment, t);
-  });
+  for_tokens(store_early);
 }
 
 }  // namespace
