@@ -42,7 +42,8 @@ void fill(SequenceState& state, const Kernels& kernels, int64_t tokens) {
     }
   }
   for (int64_t i = 1; i < state.num_pages(); ++i) state.shared_page(i)->copy_from(*state.shared_page(0));
-  state.advance(std::vector<int32_t>(static_cast<size_t>(tokens)));
+  auto conv = std::make_shared<Buffer<float>>();
+  state.advance(std::vector<int32_t>(static_cast<size_t>(tokens)), conv);
 }
 
 // One pass over all layers for each iteration of `timer`.

@@ -14,7 +14,8 @@ void short_conv(benchmark::State& state) {
   const Kernels& kernels = active_kernels();
   const Rates rates(state);
   for (auto _ : state) {
-    kernels.short_conv(bcx.data(), tokens, kHidden, 0, kHidden, weight.data(), nullptr, kTaps, past.data(), y.data());
+    kernels.short_conv(bcx.data(), tokens, kHidden, 0, kHidden, weight.data(), nullptr, kTaps, past.data(), past.data(),
+                       y.data());
     benchmark::ClobberMemory();
   }
   const auto values = static_cast<double>(tokens * kHidden);

@@ -119,10 +119,11 @@ struct Kernels {
                          int64_t head_dim) noexcept;
 
   // Double-gated short convolution on the channels [begin, end): bx = B * x; y[t] = C[t] * (bias + sum_j
-  // weight[j] * bx[t - (taps-1) + j]). bcx: rows [B | C | x] of 3 * hidden; state [taps-1, hidden] holds the last
-  // bx, oldest first, and is updated; weight [taps, hidden]; bias [hidden] or null; y [tokens, hidden].
+  // weight[j] * bx[t - (taps-1) + j]). bcx: rows [B | C | x] of 3 * hidden; before [taps-1, hidden] holds the last bx,
+  // oldest first, and so does after, which is written and may be the same; weight [taps, hidden]; bias [hidden] or
+  // null; y [tokens, hidden].
   void (*short_conv)(const float* bcx, int64_t tokens, int64_t hidden, int64_t begin, int64_t end, const float* weight,
-                     const float* bias, int64_t taps, float* state, float* y) noexcept;
+                     const float* bias, int64_t taps, const float* before, float* after, float* y) noexcept;
 
   // By KvType. Writes one key and one value (each [head_dim]) at `slot` of a page, rounded to the page's type.
   void (*store_kv[kKvTypes])(const float* k, const float* v, int64_t head_dim, int64_t slot, std::byte* k_page,

@@ -21,6 +21,7 @@ struct Segment {
   SequenceState* state;
   int64_t first, count;
   int64_t position;
+  float* conv_after;         // [conv layer][conv_past][hidden]: the conv state after the pass, to be written
   int64_t kept = 0;          // the conv state is kept after each of the last so many tokens
   float* history = nullptr;  // [kept][conv layer][conv_past][hidden]
 };

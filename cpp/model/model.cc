@@ -181,7 +181,8 @@ void Model::forward(std::span<const SequenceInput> inputs, float* logits, Worksp
     const auto count = static_cast<int64_t>(input.tokens.size());
     const int64_t replay = input.state->replay();
     input.state->reserve(count);
-    Segment& s = segments.emplace_back(Segment{input.state, tokens, replay + count, input.state->length() - replay});
+    Segment& s =
+        segments.emplace_back(Segment{input.state, tokens, replay + count, input.state->length() - replay, nullptr});
     if (input.history != nullptr) {
       s.kept = count;
       s.history = input.history->conv.ensure(static_cast<size_t>(count) * conv_size);
@@ -192,41 +193,28 @@ void Model::forward(std::span<const SequenceInput> inputs, float* logits, Worksp
   }
   if (tokens == 0) return;
   ws.ensure(config_, tokens);
+  for (size_t i = 0; i < segments.size(); ++i) segments[i].conv_after = ws.conv_state(i, conv_size).data();
   const std::shared_ptr<const Taps> model_taps = taps();
   const LayerContext ctx = {config_, kernels_, segments, tokens, ws, {model_taps.get(), ws.taps}};
 
-  // Memory may still run out in a later layer: conv states are then put back. (KV beyond a state's length does not
-  // count.)
-  float* saved = ws.conv_states.ensure(conv_size * segments.size());
-  bool is_saved = false;
+  // Memory may still run out in a later layer, and a tap may throw. States stay as they were then: the new conv states
+  // are beside them, and KV beyond a state's length does not count.
   const auto compute = [&] {
-    parallel_for(static_cast<int64_t>(segments.size()), [&](int64_t i) {
-      const auto at = static_cast<size_t>(i);
-      std::copy_n(segments[at].state->conv(0), conv_size, saved + at * conv_size);
-    });
-    is_saved = true;
     embed(ctx, inputs);
     fill_rope(ctx);
     run_layers(ctx);
     write_logits(ctx, inputs, logits);
     if (ctx.taps_at(TapPoint::logits) && num_logit_rows(inputs) > 0) tap_logits(ctx, inputs, logits);
   };
-  try {
-    // Taps may be Python, which may do anything.
-    const bool tapped = model_taps != nullptr || ws.taps != nullptr;
-    const bool alone = std::ranges::none_of(linears_, [&](const Linear* l) { return l->brings_threads(tokens); });
-    if (alone && !tapped) {
-      Team::with(compute);
-    } else {
-      compute();
-    }
-  } catch (...) {
-    for (size_t i = 0; is_saved && i < segments.size(); ++i) {
-      std::copy_n(saved + i * conv_size, conv_size, segments[i].state->conv(0));
-    }
-    throw;
+  // Taps may be Python, which may do anything.
+  const bool tapped = model_taps != nullptr || ws.taps != nullptr;
+  const bool alone = std::ranges::none_of(linears_, [&](const Linear* l) { return l->brings_threads(tokens); });
+  if (alone && !tapped) {
+    Team::with(compute);
+  } else {
+    compute();
   }
-  for (const SequenceInput& input : inputs) input.state->advance(input.tokens);
+  for (size_t i = 0; i < inputs.size(); ++i) inputs[i].state->advance(inputs[i].tokens, ws.conv_states[i]);
 }
 
 void Model::prefill(const SequenceInput& input, float* logits, Workspace& ws, int64_t chunk,

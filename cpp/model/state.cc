@@ -57,19 +57,19 @@ void SequenceState::reserve(int64_t tokens) {
     }
     page_data_[i] = pages_[i]->kv();
   }
-  if (conv_.use_count() > 1) conv_ = std::make_shared<Buffer<float>>(*conv_);
   // Another thread may have been the last to let go of them, after reading it.
   std::atomic_thread_fence(std::memory_order_acquire);
   while (pages_.size() < needed) add_page(new_page(pages_.size()));
 }
 
-void SequenceState::advance(std::span<const int32_t> tokens) {
+void SequenceState::advance(std::span<const int32_t> tokens, std::shared_ptr<Buffer<float>>& conv) {
   for (const int32_t token : tokens) {
     KvPage& page = *pages_[static_cast<size_t>(length_ / kPage)];
     page.tokens[length_ % kPage] = token;
     // Of a slab that is half full. Sooner, short sequences would take several times the memory that their tokens do.
     if (++length_ % (kAttentionBlock / 2) == 0) page.slab().use_huge_pages();
   }
+  conv_.swap(conv);
   replay_ = 0;
 }
 

@@ -81,10 +81,12 @@ class SequenceState {
   // The same with the first `count` tokens of a page that others hold too.
   void append_page(std::shared_ptr<KvPage> page, int64_t count);
 
-  // Makes room for `tokens` more and un-shares what they write to: pages and the conv state. Throws std::bad_alloc and
-  // changes nothing visible then.
+  // Makes room for `tokens` more and un-shares the pages that they write to. Throws std::bad_alloc and changes nothing
+  // visible then.
   void reserve(int64_t tokens);
-  void advance(std::span<const int32_t> tokens);  // after the forward pass wrote their K and V; ends a replay
+  // After the forward pass wrote their K and V, and the conv state after them to `conv`, which gets the one from before
+  // in exchange. Ends a replay.
+  void advance(std::span<const int32_t> tokens, std::shared_ptr<Buffer<float>>& conv);
 
   std::byte* page(int64_t i) { return pages_[static_cast<size_t>(i)]->kv(); }
   const std::byte* page(int64_t i) const { return std::as_const(*pages_[static_cast<size_t>(i)]).kv(); }
@@ -93,8 +95,6 @@ class SequenceState {
   const std::byte* const* pages() const { return page_data_.data(); }  // [num_pages()], until the next reserve()
   int64_t num_pages() const { return static_cast<int64_t>(pages_.size()); }
 
-  // To write to after reserve() alone.
-  float* conv(int64_t conv_layer) { return conv_->data() + conv_layer * layout_->conv_past * layout_->hidden; }
   const float* conv(int64_t conv_layer) const {
     return conv_->data() + conv_layer * layout_->conv_past * layout_->hidden;
   }

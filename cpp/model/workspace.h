@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
+#include <memory>
 #include <vector>
 
 #include "base/buffer.h"
@@ -33,7 +35,7 @@ struct Workspace {
   Buffer<float> rope;           // [tokens, head_dim]: cos, then sin, of each token's position
   Buffer<std::byte> attention;  // softmax states and scores
   AttentionPlan attention_plan;
-  Buffer<float> conv_states;  // copies from before the pass, to go back to on an error
+  std::vector<std::shared_ptr<Buffer<float>>> conv_states;  // of each sequence, after the pass
   LinearScratch linear;
   const Taps* taps = nullptr;  // of this caller
 
@@ -52,6 +54,18 @@ struct Workspace {
     projected.ensure(n * std::max(3 * c.hidden_size, c.query_width() + 2 * c.kv_width()));
     mixed.ensure(n * std::max(c.hidden_size, c.query_width()));
     rope.ensure(n * c.head_dim);
+  }
+
+  // Of the sequence `i`, [size], to be written: one that nobody else holds.
+  Buffer<float>& conv_state(size_t i, size_t size) {
+    if (i >= conv_states.size()) conv_states.resize(i + 1);
+    std::shared_ptr<Buffer<float>>& state = conv_states[i];
+    if (state == nullptr || state.use_count() > 1 || state->size() != size) {
+      state = std::make_shared<Buffer<float>>(size);
+    }
+    // Another thread may have been the last to let go of it, after reading it.
+    std::atomic_thread_fence(std::memory_order_acquire);
+    return *state;
   }
 };
 

@@ -52,9 +52,10 @@ void head_norm_rope(float* x, const float* norm_weight, float eps, const float* 
 }
 
 void short_conv(const float* bcx, int64_t tokens, int64_t hidden, int64_t begin, int64_t end, const float* weight,
-                const float* bias, int64_t taps, float* state, float* y) noexcept {
+                const float* bias, int64_t taps, const float* before, float* after, float* y) noexcept {
   const int64_t past = taps - 1;
-  for (int64_t t = 0; t < tokens; ++t) {
+  const float* state = before;
+  for (int64_t t = 0; t < tokens; ++t, state = after) {
     const float* row = bcx + t * 3 * hidden;
     for (int64_t c = begin; c < end; ++c) {
       const float bx = row[c] * row[2 * hidden + c];
@@ -62,8 +63,8 @@ void short_conv(const float* bcx, int64_t tokens, int64_t hidden, int64_t begin,
       for (int64_t j = 0; j < past; ++j) sum = std::fma(weight[j * hidden + c], state[j * hidden + c], sum);
       sum = std::fma(weight[past * hidden + c], bx, sum);
       y[t * hidden + c] = row[hidden + c] * sum;
-      for (int64_t j = 0; j + 1 < past; ++j) state[j * hidden + c] = state[(j + 1) * hidden + c];
-      if (past > 0) state[(past - 1) * hidden + c] = bx;
+      for (int64_t j = 0; j + 1 < past; ++j) after[j * hidden + c] = state[(j + 1) * hidden + c];
+      if (past > 0) after[(past - 1) * hidden + c] = bx;
     }
   }
 }
