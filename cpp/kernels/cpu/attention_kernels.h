@@ -215,15 +215,25 @@ inline constexpr int kVecsPerRow = Vec::kWidth == 16 ? 4
                                                         : R == 2 ? 4
                                                                  : 2);
 
-// sum[r][i] += x[r] times the vectors i of `values`, over `steps`; and, if Fetch, as much from `next` for the cache.
-template <class Kv, bool Fetch, int R, int V>
+// What to ask for while values are read: as much from `first` on, and from `second` on; null: nothing. Hints only.
+template <class Element>
+struct Fetch {
+  const Element *first = nullptr, *second = nullptr;
+  Fetch from(int64_t i) const {
+    return {first != nullptr ? first + i : nullptr, second != nullptr ? second + i : nullptr};
+  }
+};
+
+// sum[r][i] += x[r] times the vectors i of `values`, over `steps`. kFetches: how many there are.
+template <class Kv, int kFetches, int R, int V>
 inline void add_steps(const typename Kv::Operand* x, int64_t ldx, const typename Kv::Element* values, int64_t stride,
-                      int64_t steps, const typename Kv::Element* next, typename Kv::Sum (&sum)[R][V]) noexcept {
+                      int64_t steps, const Fetch<typename Kv::Element>& fetch, typename Kv::Sum (&sum)[R][V]) noexcept {
   constexpr int64_t kPair = kv_pair(Kv::kType);
   for (int64_t s = 0; s < steps; ++s) {
     const auto value = [&](int i) {
       const int64_t at = s * stride + i * Vec::kWidth * kPair;
-      if constexpr (Fetch) _mm_prefetch(reinterpret_cast<const char*>(next + at), _MM_HINT_T1);
+      if constexpr (kFetches > 0) _mm_prefetch(reinterpret_cast<const char*>(fetch.first + at), _MM_HINT_T1);
+      if constexpr (kFetches > 1) _mm_prefetch(reinterpret_cast<const char*>(fetch.second + at), _MM_HINT_T1);
       return Kv::load(values + at);
     };
     const auto operand = [&](int r) { return Kv::broadcast(x + r * ldx + s * kPair); };
@@ -246,14 +256,16 @@ inline void add_steps(const typename Kv::Operand* x, int64_t ldx, const typename
   }
 }
 
-// `next` may be null.
 template <class Kv, int R, int V>
 inline void add_products(const typename Kv::Operand* x, int64_t ldx, const typename Kv::Element* values, int64_t stride,
-                         int64_t steps, const typename Kv::Element* next, typename Kv::Sum (&sum)[R][V]) noexcept {
-  if (next != nullptr) {
-    add_steps<Kv, true>(x, ldx, values, stride, steps, next, sum);
+                         int64_t steps, const Fetch<typename Kv::Element>& fetch,
+                         typename Kv::Sum (&sum)[R][V]) noexcept {
+  if (fetch.second != nullptr) {
+    add_steps<Kv, 2>(x, ldx, values, stride, steps, fetch, sum);
+  } else if (fetch.first != nullptr) {
+    add_steps<Kv, 1>(x, ldx, values, stride, steps, fetch, sum);
   } else {
-    add_steps<Kv, false>(x, ldx, values, stride, steps, nullptr, sum);
+    add_steps<Kv, 0>(x, ldx, values, stride, steps, fetch, sum);
   }
 }
 
@@ -309,18 +321,32 @@ struct AttentionBlock {
     q = reinterpret_cast<Operand*>(weight_scales + tile.rows);
   }
 
-  // What to ask for while the page at `now` is read, or null. `next` is what is read after it: where that lies right
-  // behind, it comes by itself, and faster, unless there is as much work for each byte as in int8. In a block that is
-  // not full yet runs are too short for that; while they are read, those of the next head come in.
-  const Element* to_fetch(const Element* now, const Element* next) const {
-    const auto* at = reinterpret_cast<const std::byte*>(now);
-    if (!kScaled && pages < kAttentionBlock / kPage && tile.next != nullptr) {
-      return reinterpret_cast<const Element*>(tile.next + (at - reinterpret_cast<const std::byte*>(k_page(0))));
-    }
-    const auto chunk = static_cast<size_t>(kv_bytes(Kv::kType, v_elements(tile.head_dim)));
-    const bool behind = at + chunk == reinterpret_cast<const std::byte*>(next);
-    return behind && !kScaled ? nullptr : next;
+  // What to ask for while page p of K, or of V, is read. What lies right behind comes by itself, and faster, unless
+  // there is as much work for each byte as in int8. In a block that is not full yet runs are too short for that; while
+  // they are read, those of the next head come in. Requests that come faster than memory takes them are dropped: its
+  // values are asked for once with these keys, and twice with these values.
+  Fetch<Element> with_keys(int64_t p) const {
+    if (asks_for_next_head()) return {of_next_head(p, 0), of_next_head(p, tile.v_offset - tile.k_offset)};
+    return unless_behind(k_page(p), p + 1 < pages ? k_page(p + 1) : v_page(0));
   }
+  Fetch<Element> with_values(int64_t p) const {
+    if (asks_for_next_head()) {
+      const Element* values = of_next_head(p, tile.v_offset - tile.k_offset);
+      return {values, values};
+    }
+    return unless_behind(v_page(p), p + 1 < pages ? v_page(p + 1) : of_next_head(0, 0));
+  }
+  bool asks_for_next_head() const { return !kScaled && pages < kAttentionBlock / kPage && tile.next != nullptr; }
+  const Element* of_next_head(int64_t p, size_t offset) const {
+    if (tile.next == nullptr) return nullptr;
+    return reinterpret_cast<const Element*>(tile.next + static_cast<size_t>(p) * chunk_bytes() + offset);
+  }
+  Fetch<Element> unless_behind(const Element* now, const Element* next) const {
+    const bool behind =
+        reinterpret_cast<const std::byte*>(now) + chunk_bytes() == reinterpret_cast<const std::byte*>(next);
+    return {behind && !kScaled ? nullptr : next};
+  }
+  size_t chunk_bytes() const { return static_cast<size_t>(kv_bytes(Kv::kType, v_elements(tile.head_dim))); }
 
   static constexpr bool kScaled = Kv::kType == KvType::int8;
   const uint16_t* k_scales_of(int64_t p) const {
@@ -337,24 +363,25 @@ struct AttentionBlock {
   template <int R>
   void row_scores(int64_t r, int64_t p) const {
     const Element* k = k_page(p);
-    const Element* next = to_fetch(k, p + 1 < pages ? k_page(p + 1) : v_page(0));
+    const Fetch<Element> fetch = with_keys(p);
     const int64_t end = std::min(kPage, keys - p * kPage);
     for (int64_t first = 0; first < end; first += kVecsPerRow<R> * Vec::kWidth) {
-      scores_of<R, kVecsPerRow<R>>(r, p, first, end - first, k, next);
+      scores_of<R, kVecsPerRow<R>>(r, p, first, end - first, k, fetch);
     }
   }
 
   // Of the `count` tokens from `first` on, V vectors at most. Few rows wait for memory: half as many where that is
   // enough, but for int8, which fetches all of V meanwhile.
   template <int R, int V>
-  void scores_of(int64_t r, int64_t p, int64_t first, int64_t count, const Element* k, const Element* next) const {
+  void scores_of(int64_t r, int64_t p, int64_t first, int64_t count, const Element* k,
+                 const Fetch<Element>& fetch) const {
     if constexpr (R <= 2 && V > 1 && !kScaled) {
-      if (count <= V / 2 * Vec::kWidth) return scores_of<R, V / 2>(r, p, first, count, k, next);
+      if (count <= V / 2 * Vec::kWidth) return scores_of<R, V / 2>(r, p, first, count, k, fetch);
     }
     typename Kv::Sum sum[R][V];
     clear(sum);
     add_products<Kv>(q + r * tile.head_dim, tile.head_dim, k + first * kPair, kPage * kPair, tile.head_dim / kPair,
-                     next != nullptr ? next + first * kPair : nullptr, sum);
+                     fetch.from(first * kPair), sum);
     for (int i = 0; i < R; ++i)
       for (int j = 0; j < V; ++j) {
         store_scores(sum[i][j], scores + (r + i) * kStride + p * kPage + first + j * Vec::kWidth);
@@ -385,10 +412,10 @@ struct AttentionBlock {
     clear(sum);
     for (int64_t p = 0; p < pages; ++p) {
       const Element* v = v_page(p);
-      const Element* next = to_fetch(v, p + 1 < pages ? v_page(p + 1) : reinterpret_cast<const Element*>(tile.next));
+      const Fetch<Element> fetch = with_values(p);
       const int64_t steps = (std::min(kPage, keys - p * kPage) + kPair - 1) / kPair;
       add_products<Kv>(weights() + r * kWeightStride + p * kPage, kWeightStride, v + d * kPair, padded * kPair, steps,
-                       next != nullptr ? next + d * kPair : nullptr, sum);
+                       fetch.from(d * kPair), sum);
     }
     for (int i = 0; i < R; ++i)
       for (int j = 0; j < V; ++j) {
