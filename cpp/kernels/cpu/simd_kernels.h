@@ -21,17 +21,22 @@ bool block_max(const float* x, int64_t n, float* maxima) noexcept {
   constexpr int kSide = 4;
   int64_t i = 0;
   for (; i + kSide * kLogitBlock <= n; i += kSide * kLogitBlock, maxima += kSide) {
-    Vec tops[kSide];
+    IntVec tops[kSide];
     for (int b = 0; b < kSide; ++b) {
       const float* block = x + i + b * kLogitBlock;
-      check(tops[b] = Vec::load(block));
+      Vec top = Vec::load(block);
+      check(top);
       for (int64_t j = Vec::kWidth; j < kLogitBlock; j += Vec::kWidth) {
         const Vec v = Vec::load(block + j);
         check(v);
-        tops[b] = Vec::max(tops[b], v);
+        top = Vec::max(top, v);
       }
+      tops[b] = IntVec::bits_of(top);
     }
-    Vec::max_of_each(tops, maxima);
+    int32_t bits[kSide];
+    IntVec::reduce_each(
+        tops, [](IntVec a, IntVec b) { return IntVec::bits_of(Vec::max(a.as_bits(), b.as_bits())); }, bits);
+    std::memcpy(maxima, bits, sizeof(bits));
   }
   bool rest = true;
   for (; i < n; i += kLogitBlock, ++maxima) {

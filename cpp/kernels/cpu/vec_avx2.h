@@ -63,14 +63,6 @@ struct Vec {
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
   }
-  // out[i] = v[i].max()
-  static void max_of_each(const Vec (&v)[4], float* out) {
-    const auto halves = [](__m256 a, __m256 b) {
-      return _mm256_max_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
-    };
-    const __m256 all = halves(halves(v[0].v, v[2].v), halves(v[1].v, v[3].v));
-    _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
-  }
 
  private:
   static __m256i mask(int64_t n) {

@@ -55,15 +55,6 @@ struct Vec {
   }
   float sum() const { return _mm512_reduce_add_ps(v); }
   float max() const { return _mm512_reduce_max_ps(v); }
-  // out[i] = v[i].max()
-  static void max_of_each(const Vec (&v)[4], float* out) {
-    const auto halves = [](__m512 a, __m512 b) {
-      return _mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-    };
-    const __m512 x = halves(v[0].v, v[2].v), y = halves(v[1].v, v[3].v), all = halves(x, y);
-    const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
-    _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
-  }
 
  private:
   static __mmask16 mask(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
