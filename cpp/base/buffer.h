@@ -15,8 +15,8 @@
 
 namespace lfm {
 
-// Whether large buffers get huge pages at the first touch, which takes 2 MiB at a time, or when use_huge_pages() says.
-enum class HugePages : uint8_t { at_once, later };
+// Whether large buffers get huge pages, where the system has them: the first touch takes 2 MiB at a time then.
+enum class HugePages : uint8_t { no, yes };
 
 template <class T>
 class Buffer {
@@ -24,7 +24,7 @@ class Buffer {
 
  public:
   Buffer() = default;
-  explicit Buffer(size_t count, HugePages huge = HugePages::at_once) : size_(count) {
+  explicit Buffer(size_t count, HugePages huge = HugePages::yes) : size_(count) {
     if (count == 0) return;
     if (count > (std::numeric_limits<size_t>::max() - 2 * kHuge) / sizeof(T)) throw std::bad_alloc();
     data_ = static_cast<T*>(is_large() ? map_large(bytes(), huge) : allocate_small(bytes()));
@@ -61,7 +61,7 @@ class Buffer {
   }
 
   // Moves the first `count` elements to huge pages, where the system has them (Linux 6.1) and does not use them
-  // already, for want of any at the first touch, say. About 0.2 ms per MB.
+  // already, for want of any at the first touch, say. Takes 0.2 to 3 ms per MB.
   void use_huge_pages(size_t count) {
     constexpr int kCollapse = 25;  // MADV_COLLAPSE, which older headers do not have
     if (is_large()) madvise(data_, count * sizeof(T), kCollapse);
@@ -99,7 +99,7 @@ class Buffer {
     if (begin > start) munmap(map, begin - start);
     if (start + reserved > end) munmap(reinterpret_cast<void*>(end), start + reserved - end);
     void* data = reinterpret_cast<void*>(begin);
-    if (huge == HugePages::at_once) madvise(data, bytes, MADV_HUGEPAGE);
+    if (huge == HugePages::yes) madvise(data, bytes, MADV_HUGEPAGE);
     return data;
   }
 

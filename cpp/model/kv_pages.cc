@@ -1,6 +1,5 @@
 #include "model/kv_pages.h"
 
-#include <bit>
 #include <cstring>
 #include <utility>
 
@@ -27,18 +26,14 @@ bool KvSlab::claim(int64_t slot) {
 
 void KvSlab::release(int64_t slot) { claimed_.fetch_and(~(1u << slot), std::memory_order_release); }
 
-void KvSlab::use_huge_pages() {
-  const bool worth_it = 2 * std::popcount(used_.load(std::memory_order_relaxed)) >= kSlabPages;
-  if (worth_it && !huge_.exchange(true)) memory_.use_huge_pages(memory_.size());
-}
-
-std::shared_ptr<KvPage> KvPage::create(int64_t index, const KvPage* before, size_t chunks, size_t chunk_bytes) {
+std::shared_ptr<KvPage> KvPage::create(int64_t index, const KvPage* before, size_t chunks, size_t chunk_bytes,
+                                       HugePages huge) {
   const int64_t slot = index % kSlabPages;
   auto page = std::make_shared<KvPage>();
   if (slot > 0 && before != nullptr && before->slab_->claim(slot)) {
     page->slab_ = before->slab_;
   } else {
-    auto slab = std::make_shared<KvSlab>(chunks, chunk_bytes);
+    auto slab = std::make_shared<KvSlab>(chunks, chunk_bytes, huge);
     slab->claim(slot);
     page->slab_ = std::move(slab);
   }

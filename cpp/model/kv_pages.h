@@ -22,12 +22,13 @@ inline constexpr int64_t kSlabPages = kAttentionBlock / kPage;
 // up to twice as fast as 8 KB here and there. Memory comes from the system when a page is first written to.
 class KvSlab {
  public:
-  KvSlab(size_t chunks, size_t chunk_bytes)
-      : chunks_(chunks), chunk_bytes_(chunk_bytes), memory_(chunks * kSlabPages * chunk_bytes, HugePages::later) {}
+  KvSlab(size_t chunks, size_t chunk_bytes, HugePages huge)
+      : chunks_(chunks), chunk_bytes_(chunk_bytes), huge_(huge), memory_(chunks * kSlabPages * chunk_bytes, huge) {}
 
   size_t chunks() const { return chunks_; }
   size_t chunk_bytes() const { return chunk_bytes_; }
   size_t chunk_stride() const { return kSlabPages * chunk_bytes_; }  // between the chunks of one page
+  HugePages huge() const { return huge_; }
 
   // The first chunk of the page at `slot`.
   std::byte* page(int64_t slot) { return memory_.data() + static_cast<size_t>(slot) * chunk_bytes_; }
@@ -36,21 +37,20 @@ class KvSlab {
   bool claim(int64_t slot);
   void release(int64_t slot);
 
-  // Does nothing before half of the slab was in use, so that memory at most doubles. A matter of speed alone.
-  void use_huge_pages();
-
  private:
   size_t chunks_, chunk_bytes_;
+  HugePages huge_;
   Buffer<std::byte> memory_;
   std::atomic<uint32_t> claimed_{0}, used_{0};  // bits: slots that somebody has, or had
-  std::atomic<bool> huge_{false};
 };
 
 // kPage tokens with their K and V.
 class KvPage {
  public:
-  // The page `index` of a sequence, next to the one before (null: none), if its slab has room there.
-  static std::shared_ptr<KvPage> create(int64_t index, const KvPage* before, size_t chunks, size_t chunk_bytes);
+  // The page `index` of a sequence, next to the one before (null: none), if its slab has room there; `huge` is for a
+  // new slab.
+  static std::shared_ptr<KvPage> create(int64_t index, const KvPage* before, size_t chunks, size_t chunk_bytes,
+                                        HugePages huge);
   ~KvPage() {
     if (slab_ != nullptr) slab_->release(slot_);
   }

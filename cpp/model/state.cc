@@ -40,18 +40,25 @@ void SequenceState::add_page(std::shared_ptr<KvPage> page) {
   page_data_.back() = pages_.back()->kv();
 }
 
-std::shared_ptr<KvPage> SequenceState::new_page(size_t index) const {
+std::shared_ptr<KvPage> SequenceState::new_page(size_t index, int64_t length) const {
   const KvPage* before = index > 0 ? pages_[index - 1].get() : nullptr;
-  return KvPage::create(static_cast<int64_t>(index), before, layout_->num_chunks(), layout_->chunk_bytes);
+  // A slab in huge pages takes all its memory at once: worth it where half of it is filled now, or where a sequence
+  // that filled slabs before goes on, so that memory at most doubles. Forks and what follows a shared prefix begin in
+  // the middle of a slab. (To move to huge pages later takes as long as dozens of steps gain.)
+  const auto at = static_cast<int64_t>(index), slot = at % kSlabPages;
+  const bool fills = std::min(length, (at - slot) * kPage + kAttentionBlock) - at * kPage >= kAttentionBlock / 2;
+  const HugePages huge = fills || (at > 0 && slot == 0) ? HugePages::yes : HugePages::no;
+  return KvPage::create(at, before, layout_->num_chunks(), layout_->chunk_bytes, huge);
 }
 
 void SequenceState::reserve(int64_t tokens) {
   if (tokens <= 0) return;
-  const auto needed = static_cast<size_t>((length_ + tokens + kPage - 1) / kPage);
+  const int64_t length = length_ + tokens;
+  const auto needed = static_cast<size_t>((length + kPage - 1) / kPage);
   const auto first_written = static_cast<size_t>(length_ / kPage);
   for (size_t i = first_written; i < pages_.size() && i < needed; ++i) {
     if (pages_[i].use_count() > 1) {
-      auto copy = new_page(i);
+      auto copy = new_page(i, length);
       copy->copy_from(*pages_[i]);
       pages_[i] = std::move(copy);
     }
@@ -59,15 +66,13 @@ void SequenceState::reserve(int64_t tokens) {
   }
   // Another thread may have been the last to let go of them, after reading it.
   std::atomic_thread_fence(std::memory_order_acquire);
-  while (pages_.size() < needed) add_page(new_page(pages_.size()));
+  while (pages_.size() < needed) add_page(new_page(pages_.size(), length));
 }
 
 void SequenceState::advance(std::span<const int32_t> tokens, std::shared_ptr<Buffer<float>>& conv) {
   for (const int32_t token : tokens) {
     KvPage& page = *pages_[static_cast<size_t>(length_ / kPage)];
-    page.tokens[length_ % kPage] = token;
-    // Of a slab that is half full. Sooner, short sequences would take several times the memory that their tokens do.
-    if (++length_ % (kAttentionBlock / 2) == 0) page.slab().use_huge_pages();
+    page.tokens[length_++ % kPage] = token;
   }
   conv_.swap(conv);
   replay_ = 0;
@@ -124,7 +129,7 @@ void SequenceState::append_page(std::span<const int32_t> tokens, std::span<const
     check(token >= 0 && token < layout_->vocab_size, "tokens holds ", token, ", outside the vocabulary of ",
           layout_->vocab_size);
   }
-  auto page = new_page(static_cast<size_t>(length_ / kPage));
+  auto page = new_page(static_cast<size_t>(length_ / kPage), length_ + kPage);
   std::copy(tokens.begin(), tokens.end(), page->tokens.begin());
   page->write(kv.data());
   append_page(std::move(page), static_cast<int64_t>(tokens.size()));

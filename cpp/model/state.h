@@ -106,7 +106,8 @@ class SequenceState {
 
  private:
   void add_page(std::shared_ptr<KvPage> page);
-  std::shared_ptr<KvPage> new_page(size_t index) const;  // beside pages_[index - 1]
+  // Beside pages_[index - 1], of a sequence that is going to have so many tokens.
+  std::shared_ptr<KvPage> new_page(size_t index, int64_t length) const;
   void drop_tokens(int64_t length);
   std::shared_ptr<Buffer<float>> first_conv() const;  // zeros: what it is before the first token
   void replay_from_pages(std::shared_ptr<Buffer<float>> conv);

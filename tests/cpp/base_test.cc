@@ -194,7 +194,7 @@ TEST(Buffer, ZeroFilledAlignedAndDeeplyCopied) {
 
 TEST(Buffer, HugePagesChangeNoContents) {
   for (const size_t n : {size_t{1000}, size_t{3} << 20, (size_t{4} << 20) + 5}) {
-    for (const HugePages huge : {HugePages::at_once, HugePages::later}) {
+    for (const HugePages huge : {HugePages::yes, HugePages::no}) {
       Buffer<uint8_t> a(n, huge);
       a.use_huge_pages(n);  // of memory that was never touched, too
       EXPECT_TRUE(std::all_of(a.data(), a.data() + n, [](uint8_t b) { return b == 0; }));

@@ -19,7 +19,7 @@ constexpr size_t kChunks = 6, kBytes = 192;
 constexpr int64_t kVocab = 97;
 
 std::shared_ptr<KvPage> page_after(const KvPage* before, int64_t index) {
-  return KvPage::create(index, before, kChunks, kBytes);
+  return KvPage::create(index, before, kChunks, kBytes, HugePages::no);
 }
 
 std::vector<std::byte> contents(const KvPage& page) {
@@ -85,7 +85,7 @@ TEST(KvPages, ACopyHasTokensAndContents) {
 
 TEST(KvPages, OneThreadGetsASlot) {
   for (int round = 0; round < 50; ++round) {
-    KvSlab slab(kChunks, kBytes);
+    KvSlab slab(kChunks, kBytes, HugePages::no);
     std::atomic<int> got{0};
     std::vector<std::thread> threads;
     for (int t = 0; t < 4; ++t) {
@@ -100,23 +100,55 @@ TEST(KvPages, OneThreadGetsASlot) {
 
 TEST(KvPages, HugePagesChangeNoContents) {
   constexpr size_t kLarge = size_t{3} << 17;  // a slab of 6 MiB
-  KvSlab slab(2, kLarge);
-  for (int64_t slot = 0; slot < kSlabPages / 2; ++slot) {
-    ASSERT_TRUE(slab.claim(slot));
-    for (size_t chunk = 0; chunk < 2; ++chunk) {
-      std::memset(slab.page(slot) + chunk * slab.chunk_stride(), static_cast<int>(2 * slot + chunk + 1), kLarge);
+  for (const HugePages huge : {HugePages::yes, HugePages::no}) {
+    KvSlab slab(2, kLarge, huge);
+    for (int64_t slot = 0; slot < kSlabPages; ++slot) {
+      ASSERT_TRUE(slab.claim(slot));
+      for (size_t chunk = 0; chunk < 2; ++chunk) {
+        std::byte* at = slab.page(slot) + chunk * slab.chunk_stride();
+        EXPECT_TRUE(std::all_of(at, at + kLarge, [](std::byte b) { return b == std::byte{0}; })) << slot;
+        std::memset(at, static_cast<int>(2 * slot + chunk + 1), kLarge);
+      }
     }
-    slab.use_huge_pages();  // too early, but for the last
-  }
-  for (int64_t slot = kSlabPages / 2; slot < kSlabPages; ++slot) ASSERT_TRUE(slab.claim(slot));
-  slab.use_huge_pages();
-  for (int64_t slot = 0; slot < kSlabPages; ++slot) {
-    for (size_t chunk = 0; chunk < 2; ++chunk) {
-      const auto value = static_cast<std::byte>(slot < kSlabPages / 2 ? 2 * slot + chunk + 1 : 0);
-      const std::byte* at = slab.page(slot) + chunk * slab.chunk_stride();
-      EXPECT_TRUE(std::all_of(at, at + kLarge, [&](std::byte b) { return b == value; })) << slot;
+    for (int64_t slot = 0; slot < kSlabPages; ++slot) {
+      for (size_t chunk = 0; chunk < 2; ++chunk) {
+        const auto value = static_cast<std::byte>(2 * slot + chunk + 1);
+        const std::byte* at = slab.page(slot) + chunk * slab.chunk_stride();
+        EXPECT_TRUE(std::all_of(at, at + kLarge, [&](std::byte b) { return b == value; })) << slot;
+      }
     }
   }
+}
+
+TEST(KvPages, HugePagesWhereASlabIsFilledOrASequenceGrowsIntoAnother) {
+  const auto model = tiny_model(lfm2_config(), 50).load(ComputeType::f32);
+  const auto grow = [&](SequenceState& state, int64_t tokens) {
+    run(*model, state, Rng(7).tokens(tokens, kVocab), LogitsFor::none);
+  };
+  const auto huge = [](const SequenceState& state, int64_t page) {
+    return state.shared_page(page)->slab().huge() == HugePages::yes;
+  };
+  SequenceState prompt = model->new_state(), chat = model->new_state();
+  grow(prompt, kAttentionBlock / 2);
+  EXPECT_TRUE(huge(prompt, 0));
+  grow(chat, kAttentionBlock / 2 - 1);
+  grow(chat, kAttentionBlock / 2);
+  EXPECT_FALSE(huge(chat, 0) || huge(chat, 7));
+  grow(chat, 2);
+  EXPECT_TRUE(huge(chat, 8));
+  grow(chat, kPage);
+  SequenceState fork = chat;
+  grow(fork, 1);
+  EXPECT_FALSE(huge(fork, 9));
+  grow(fork, kAttentionBlock);
+  EXPECT_TRUE(huge(fork, 16));
+  SequenceState follow_up = model->new_state();
+  for (int64_t page = 0; page < 2; ++page) follow_up.append_page(chat.shared_page(page), kPage);
+  SequenceState other = follow_up;
+  grow(follow_up, kPage);  // takes the place beside the shared ones or a slab of its own
+  grow(other, kAttentionBlock / 2);
+  EXPECT_FALSE(huge(follow_up, 2));
+  EXPECT_TRUE(huge(other, 2));
 }
 
 // Forks write beside each other in shared slabs: none may see another's tokens.
