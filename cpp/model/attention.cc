@@ -114,8 +114,11 @@ void store(const LayerContext& ctx, const Shape& s, const Segment& segment, int6
                                                            page + s.layout.v_offset(s.layer, head));
 }
 
-// Whether each block of a head is read by one task only, which can store K and V itself then: they are in its cache.
-bool tasks_store(const Shape& s, const Segment& segment) { return segment.count <= s.tile_tokens; }
+// Whether tasks store the K and V that they read, which are in their cache then: where one task alone reads a block of
+// a head, and no tap reads the pages before.
+bool tasks_store(const LayerContext& ctx, const Shape& s, const Segment& segment) {
+  return segment.count <= s.tile_tokens && !ctx.taps_at(TapPoint::attention_probs);
+}
 
 void run_task(const LayerContext& ctx, const Shape& s, const AttentionTask& task, const std::byte* next_page,
               std::byte* memory, std::byte* partials) {
@@ -124,7 +127,7 @@ void run_task(const LayerContext& ctx, const Shape& s, const AttentionTask& task
   const AttentionPartial total = task.partial < 0 ? s.partial_at(memory, 0) : s.partial_at(partials, task.partial);
   const AttentionPartial next = s.partial_at(memory, 1);
   std::byte* scratch = memory + 2 * s.partial_bytes;
-  if (tasks_store(s, segment)) {
+  if (tasks_store(ctx, s, segment)) {
     const auto token_of = [&](int64_t block) {
       return std::clamp<int64_t>(block * kAttentionBlock - segment.position, 0, segment.count);
     };
@@ -188,7 +191,7 @@ void rotate_and_store(const LayerContext& ctx, const AttentionWeights& w, const 
     });
   };
   const auto store_early = [&](const Segment& segment, int64_t t) {
-    if (tasks_store(s, segment) && !ctx.taps_at(TapPoint::attention_probs)) return;  // a tap that reads the pages
+    if (tasks_store(ctx, s, segment)) return;
     for (int64_t h = 0; h < s.kv_heads; ++h) store(ctx, s, segment, t, h);
   };
   const bool tapped =

@@ -49,8 +49,9 @@ struct ConvHistory {
   Buffer<float> conv;            // [count][conv layer][conv_past][hidden]
 };
 
-// Copying is a snapshot: pages and the conv state are shared and copied only when one of the owners writes to them.
-// Assigning a snapshot back restores it. A copy costs one pointer per 64 tokens.
+// Copying is a snapshot: pages and the conv state are shared. A page is copied when one of the owners writes to it; a
+// shared conv state is never written to, since a pass makes a new one. Assigning a snapshot back restores it. A copy
+// costs one pointer per 64 tokens.
 //
 // A state can go back to any of its tokens. K and V of those before are there; the conv state is not, since only the
 // last one is kept. It is rebuilt by the next forward pass, which runs the last conv_reach tokens once more without
