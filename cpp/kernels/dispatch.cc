@@ -3,6 +3,7 @@
 namespace lfm {
 
 const Kernels& kernels_for(Isa isa) {
+  if (isa >= Isa::amx) return amx_kernels();
   if (isa >= Isa::avx512_bf16) return avx512_bf16_kernels();
   if (isa >= Isa::avx512) return kAvx512Kernels;
   if (isa >= Isa::avx2_vnni) return avx2_vnni_kernels();

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "base/cpu.h"
 #include "base/dtype.h"
@@ -19,6 +20,8 @@ inline constexpr int64_t kPanel = 16;  // output features (lanes) of one packed 
 inline constexpr int64_t kBlock = 64;  // output features of one block of oneDNN's packed layouts
 
 inline constexpr int64_t kMostRows = 96;    // of x, which stay in cache while panels of weights stream past them
+inline constexpr int64_t kTileRows = 16;        // of x in one tile
+inline constexpr int64_t kMostTiledRows = 512;  // that a product of tiles takes together
 inline constexpr int64_t kLogitBlock = 64;  // logits that a sampler skips together
 
 // A group whose largest magnitude is not above this is quantized to zeros: 127 / max must stay finite.
@@ -151,6 +154,12 @@ struct Kernels {
   void (*quantize_q8)(const float* x, int64_t n, Q8Kind kind, int8_t* values, float* scales, int32_t* sums,
                       int64_t stride, float* row_scale) noexcept;
 
+  // y = x W^T (or +=) in bf16: x in tiles [ceil(rows / 16), steps, 16, 32], W in panels [steps, 16, 16, 2] of pairs
+  // (input 32s + 2j + i of row r at [s][j][r][i]), both zero padded. Per step, even and odd inputs are summed
+  // from zero on, each in order, and sum = sum + (even + odd).
+  void (*gemm_tiles)(const uint16_t* x, int64_t rows, int64_t steps, const uint16_t* panels, int64_t features, float* y,
+                     int64_t ldy, bool accumulate) noexcept = nullptr;
+
   // The same product for int8, 6-bit and int4 weights: integer dot products within a group, fp32 over groups in order,
   // sum = fma(dot, scale * x.scale, sum), and where there are mins then fma(x.sum * x.scale, min, sum).
   // 6 bits: half a group at a time, part = fma(dot, step * x.scale, part), where the groups that share a scale have a
@@ -199,5 +208,6 @@ extern const Kernels kAvx2Kernels;
 const Kernels& avx2_vnni_kernels();  // kAvx2Kernels and integer products by dot product instructions
 extern const Kernels kAvx512Kernels;
 const Kernels& avx512_bf16_kernels();  // kAvx512Kernels and bf16 dot products
+const Kernels& amx_kernels();          // those and products by tiles
 
 }  // namespace lfm

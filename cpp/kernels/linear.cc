@@ -10,6 +10,7 @@
 #include "kernels/onednn_linear.h"
 #include "kernels/panel_linear.h"
 #include "kernels/quant_linear.h"
+#include "kernels/tile_linear.h"
 
 namespace lfm {
 
@@ -134,6 +135,9 @@ std::unique_ptr<Linear> make_linear(std::span<const TensorView> parts, ComputeTy
                                     std::span<const float> importance) {
   if (type == ComputeType::int8 || type == ComputeType::int4) {
     return make_quant_linear(parts, type, kernels_for(isa), arena, importance);
+  }
+  if (type == ComputeType::bf16 && kernels_for(isa).gemm_tiles != nullptr) {
+    return make_tile_linear(parts, kernels_for(isa), arena);
   }
   if (auto linear = OneDnnLinear::create(parts, type, isa, arena)) return linear;
   return make_panel_linear(parts, type, kernels_for(isa), arena);

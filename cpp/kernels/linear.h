@@ -73,8 +73,8 @@ class Linear {
   virtual bool gates() const { return false; }
   void forward_gated(const RowSource& x, int64_t rows, float* y, LinearScratch& scratch) const;
 
-  // Whether products of so many rows run in parallel regions that are not of base/parallel.h.
-  virtual bool brings_threads(int64_t /*rows*/) const { return false; }
+  // Whether products run in parallel regions that are not of base/parallel.h.
+  virtual bool brings_threads() const { return false; }
 
   // Row n of W as fp32, out[K]: embedding lookup on the same memory as the output head.
   virtual void weight_row(int64_t n, float* out) const = 0;

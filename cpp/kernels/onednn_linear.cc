@@ -16,8 +16,7 @@ using dnnl::memory;
 using tag = memory::format_tag;
 constexpr auto kF32 = memory::data_type::f32;
 constexpr int64_t kTypicalRows = 256;  // the layout is the same for any number of rows
-constexpr int64_t kTileRows = 6;       // of our kernels
-constexpr int64_t kFewRows = 64;       // up to here our own kernels are faster than AMX: they do not wait for memory
+constexpr TileShape kTile = {6, 1};    // of our kernels
 constexpr size_t kMaxProducts = 16;    // primitives kept per layer; a new one takes well under a millisecond
 
 memory::data_type onednn_type(ComputeType type) { return type == ComputeType::bf16 ? memory::data_type::bf16 : kF32; }
@@ -81,20 +80,16 @@ std::unique_ptr<Linear> OneDnnLinear::create(std::span<const TensorView> parts, 
   // Some shapes leave brgemm at small M; then no layout serves both prefill and decode.
   const auto decode = describe(1, pd.weights_desc(), type, true);
   if (!decode || std::string_view(decode.impl_info_str()).substr(0, 4) != "brg:") return nullptr;
-  const bool amx = isa >= Isa::amx && type == ComputeType::bf16;
-  const int64_t most_own_rows = amx ? kFewRows : kAnyRows;
-  auto linear =
-      std::unique_ptr<OneDnnLinear>(new OneDnnLinear(parts, type, pd, kernels_for(isa), most_own_rows, arena));
+  auto linear = std::unique_ptr<OneDnnLinear>(new OneDnnLinear(parts, type, pd, kernels_for(isa), arena));
   if (!linear->is_batch_invariant()) return nullptr;
   return linear;
 }
 
 OneDnnLinear::OneDnnLinear(std::span<const TensorView> parts, ComputeType type, const matmul::primitive_desc& pd,
-                           const Kernels& kernels, int64_t most_own_rows, Arena& arena)
+                           const Kernels& kernels, Arena& arena)
     : Linear(pd.weights_desc().get_dims()[0], pd.weights_desc().get_dims()[1]),
       type_(type),
       kernels_(kernels),
-      most_own_rows_(most_own_rows),
       implementation_(std::string("onednn:") + pd.impl_info_str()),
       layout_(pd.weights_desc()),
       weights_(arena.allocate(layout_.get_size())) {
@@ -134,9 +129,9 @@ std::vector<std::byte> OneDnnLinear::probe_inputs(int64_t rows) const {
 }
 
 // brgemm at one row reads weights at about two thirds of the memory bandwidth, and at some dozens it waits for them;
-// our kernels on the same layout fetch ahead. Without AMX they are as fast at any number of rows, and need no threads
-// of their own. With it oneDNN takes many rows, so they are used only where they give its bits, or a token would depend
-// on its batch. oneDNN cuts k into chunks whose length it does not tell: try the likely ones on the real weights.
+// our kernels on the same layout fetch ahead, are as fast at any number of rows, and need no threads of their own.
+// oneDNN cuts k into chunks whose length it does not tell: try the likely ones on the real weights. Where none gives
+// its bits, the layout is not the one that we think it is.
 int64_t OneDnnLinear::find_k_chunk() const {
   const int64_t k = in_features(), n = out_features(), pair = type_ == ComputeType::bf16 ? 2 : 1;
   const bool kernel = type_ == ComputeType::bf16 ? kernels_.blocked_bf16 != nullptr : kernels_.blocked_f32 != nullptr;
@@ -218,10 +213,8 @@ void OneDnnLinear::convert_row(const float* x, int64_t m, int64_t /*rows*/, std:
   kernels_.to_bf16(x, in_features(), reinterpret_cast<uint16_t*>(activations) + m * in_features());
 }
 
-bool OneDnnLinear::brings_threads(int64_t rows) const { return k_chunk_ == 0 || rows > most_own_rows_; }
-
 void OneDnnLinear::multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const {
-  if (brings_threads(rows)) {
+  if (k_chunk_ == 0) {
     multiply_onednn(x, rows, y, accumulate, scratch.pad);
   } else {
     multiply_blocked(x, rows, k_chunk_, y, accumulate);
@@ -255,17 +248,17 @@ void OneDnnLinear::multiply_block(const void* x, int64_t row, int64_t count, int
 
 void OneDnnLinear::multiply_blocked(const void* x, int64_t rows, int64_t k_chunk, float* y, bool accumulate) const {
   const int64_t n = out_features();
-  for_panel_tasks<kTileRows, 1>(rows, (n + kBlock - 1) / kBlock,
-                                [&](int64_t row, int64_t count, int64_t block, int64_t blocks) {
-                                  for (int64_t b = block; b < block + blocks; ++b) {
-                                    multiply_block(x, row, count, k_chunk, b, y + row * n + b * kBlock, n, accumulate);
-                                  }
-                                });
+  for_panel_tasks(kTile, rows, (n + kBlock - 1) / kBlock,
+                  [&](int64_t row, int64_t count, int64_t block, int64_t blocks) {
+                    for (int64_t b = block; b < block + blocks; ++b) {
+                      multiply_block(x, row, count, k_chunk, b, y + row * n + b * kBlock, n, accumulate);
+                    }
+                  });
 }
 
 void OneDnnLinear::multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const {
-  multiply_gated_panels<kTileRows, 1, kBlock>(
-      kernels_, rows, out_features() / 2, scratch.tiles, y,
+  multiply_gated_panels<kBlock>(
+      kTile, kernels_, rows, out_features() / 2, scratch.tiles, y,
       [&](int64_t row, int64_t count, int64_t block, int64_t blocks, float* out, int64_t ldo) {
         for (int64_t b = 0; b < blocks; ++b) {
           multiply_block(x, row, count, k_chunk_, block + b, out + b * kBlock, ldo, false);

@@ -1,7 +1,6 @@
 // Linear layers on oneDNN matmul: weights reordered once to the blocked layout that its brgemm kernels read.
 #pragma once
 
-#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -18,7 +17,7 @@ class OneDnnLinear final : public Linear {
   // number of rows, as they do with its other implementations.
   static std::unique_ptr<Linear> create(std::span<const TensorView> parts, ComputeType type, Isa isa, Arena& arena);
 
-  bool brings_threads(int64_t rows) const override;
+  bool brings_threads() const override { return k_chunk_ == 0; }
   void weight_row(int64_t n, float* out) const override;
   std::vector<std::span<const std::byte>> packed_memory() const override { return {{weights_.get(), nbytes()}}; }
   size_t nbytes() const override { return layout_.get_size(); }
@@ -35,7 +34,7 @@ class OneDnnLinear final : public Linear {
     dnnl::memory::desc src, dst, pad;
   };
   OneDnnLinear(std::span<const TensorView> parts, ComputeType type, const dnnl::matmul::primitive_desc& pd,
-               const Kernels& kernels, int64_t most_own_rows, Arena& arena);
+               const Kernels& kernels, Arena& arena);
   int64_t offset(int64_t k, int64_t n) const;            // element offset in weights_
   Product product(int64_t rows, bool accumulate) const;  // handles, cheap to copy
 
@@ -45,10 +44,7 @@ class OneDnnLinear final : public Linear {
   void multiply_blocked(const void* x, int64_t rows, int64_t k_chunk, float* y, bool accumulate) const;
   void multiply_block(const void* x, int64_t row, int64_t count, int64_t k_chunk, int64_t block, float* y, int64_t ldy,
                       bool accumulate) const;
-  // Not where oneDNN takes many rows: a token's bits must not depend on how many there are.
-  bool gates() const override {
-    return k_chunk_ > 0 && most_own_rows_ == kAnyRows && out_features() % (2 * kBlock) == 0 && !has_bias();
-  }
+  bool gates() const override { return k_chunk_ > 0 && out_features() % (2 * kBlock) == 0 && !has_bias(); }
   void multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const override;
   std::vector<std::byte> probe_inputs(int64_t rows) const;
   int64_t find_k_chunk() const;
@@ -56,8 +52,6 @@ class OneDnnLinear final : public Linear {
 
   ComputeType type_;
   const Kernels& kernels_;
-  static constexpr int64_t kAnyRows = std::numeric_limits<int64_t>::max();
-  int64_t most_own_rows_;  // that our kernels take
   std::string implementation_;
   dnnl::memory::desc layout_;  // logical dims [K, N]
   std::shared_ptr<std::byte[]> weights_;

@@ -15,6 +15,8 @@ float to_float(uint16_t v) { return bf16_to_f32(v); }
 auto gemm_of(const Kernels& kernels, float) { return kernels.gemm_f32; }
 auto gemm_of(const Kernels& kernels, uint16_t) { return kernels.gemm_bf16; }
 
+constexpr TileShape kTile = {12, 2};
+
 // T: float, or uint16_t for bf16. Panels are [K, 16].
 template <class T>
 class FloatPanels final : public Linear {
@@ -52,7 +54,7 @@ class FloatPanels final : public Linear {
  protected:
   void multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch&) const override {
     const int64_t n = out_features();
-    for_panel_tasks<12, 2>(rows, panels_, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
+    for_panel_tasks(kTile, rows, panels_, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
       gemm(x, row, count, panel, std::min(panels * kPanel, n - panel * kPanel), y + row * n + panel * kPanel, n,
            accumulate);
     });
@@ -68,8 +70,8 @@ class FloatPanels final : public Linear {
 
   bool gates() const override { return out_features() % (2 * kPanel) == 0 && !has_bias(); }
   void multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const override {
-    multiply_gated_panels<12, 2, kPanel>(
-        kernels_, rows, out_features() / 2, scratch.tiles, y,
+    multiply_gated_panels<kPanel>(
+        kTile, kernels_, rows, out_features() / 2, scratch.tiles, y,
         [&](int64_t row, int64_t count, int64_t panel, int64_t panels, float* out, int64_t ldo) {
           gemm(x, row, count, panel, panels * kPanel, out, ldo, false);
         });

@@ -8,6 +8,8 @@
 namespace lfm {
 namespace {
 
+constexpr TileShape kTile = {4, 3};
+
 class QuantLinear final : public Linear {
  public:
   QuantLinear(PackedWeights weights, QuantFormat format, const Kernels& kernels)
@@ -48,7 +50,7 @@ class QuantLinear final : public Linear {
   }
   void multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch&) const override {
     const int64_t n = out_features();
-    for_panel_tasks<4, 3>(rows, layout_.panels, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
+    for_panel_tasks(kTile, rows, layout_.panels, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
       gemm(x, rows, row, count, panel, std::min(panels * kPanel, n - panel * kPanel), y + row * n + panel * kPanel, n,
            accumulate);
     });
@@ -64,8 +66,8 @@ class QuantLinear final : public Linear {
 
   bool gates() const override { return out_features() % (2 * kPanel) == 0 && !has_bias(); }
   void multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const override {
-    multiply_gated_panels<4, 3, kPanel>(
-        kernels_, rows, out_features() / 2, scratch.tiles, y,
+    multiply_gated_panels<kPanel>(
+        kTile, kernels_, rows, out_features() / 2, scratch.tiles, y,
         [&](int64_t row, int64_t count, int64_t panel, int64_t panels, float* out, int64_t ldo) {
           gemm(x, rows, row, count, panel, panels * kPanel, out, ldo, false);
         });

@@ -208,7 +208,7 @@ void Model::forward(std::span<const SequenceInput> inputs, float* logits, Worksp
   };
   // Taps may be Python, which may do anything.
   const bool tapped = model_taps != nullptr || ws.taps != nullptr;
-  const bool alone = std::ranges::none_of(linears_, [&](const Linear* l) { return l->brings_threads(tokens); });
+  const bool alone = std::ranges::none_of(linears_, [&](const Linear* l) { return l->brings_threads(); });
   if (alone && !tapped) {
     Team::with(compute);
   } else {

@@ -270,5 +270,52 @@ TEST_P(KernelsTest, BlockedProducts) {
   if (kernels.blocked_bf16 != nullptr) check_blocked<uint16_t>(kernels.blocked_bf16, 2, rng);
 }
 
+// What Kernels::gemm_tiles says, element by element.
+TEST_P(KernelsTest, TiledProducts) {
+  if (kernels.gemm_tiles == nullptr) GTEST_SKIP() << "no tiles on this ISA";
+  for (const auto& [features, steps] : {std::pair<int64_t, int64_t>{1, 1}, {16, 3}, {33, 8}, {70, 9}, {32, 20}}) {
+    const int64_t panels = (features + 15) / 16, k = steps * 32, ldy = features + 3;
+    std::vector<uint16_t> w(static_cast<size_t>(panels * 16 * k));
+    for (uint16_t& v : w) v = f32_to_bf16(rng.normal());
+    for (const int64_t rows : {1, 2, 7, 15, 16, 17, 31, 32, 33, 48, 65, 100}) {
+      const int64_t tiles = (rows + 15) / 16;
+      // Rows behind the last one: not a number.
+      std::vector<uint16_t> x(static_cast<size_t>(tiles * 16 * k), 0x7fc0);
+      const auto x_at = [&](int64_t m, int64_t i) -> uint16_t& {
+        return x[static_cast<size_t>(((m / 16 * steps + i / 32) * 16 + m % 16) * 32 + i % 32)];
+      };
+      for (int64_t m = 0; m < rows; ++m) {
+        for (int64_t i = 0; i < k; ++i) x_at(m, i) = f32_to_bf16(rng.normal());
+      }
+      const auto w_at = [&](int64_t n, int64_t i) {
+        return bf16_to_f32(
+            w[static_cast<size_t>((((n / 16 * steps + i / 32) * 16 + i % 32 / 2) * 16 + n % 16) * 2 + i % 2)]);
+      };
+      const std::vector<float> before = rng.normals(rows * ldy);
+      for (const bool accumulate : {false, true}) {
+        Guarded<float> got(before);
+        kernels.gemm_tiles(x.data(), rows, steps, w.data(), features, got.data(), ldy, accumulate);
+        std::vector<float> want = before;
+        for (int64_t m = 0; m < rows; ++m) {
+          for (int64_t n = 0; n < features; ++n) {
+            float sum = 0;
+            for (int64_t s = 0; s < k; s += 32) {
+              float parts[2] = {0, 0};
+              for (int64_t i = s; i < s + 32; ++i) {
+                parts[i % 2] = std::fma(bf16_to_f32(x_at(m, i)), w_at(n, i), parts[i % 2]);
+              }
+              sum += parts[0] + parts[1];
+            }
+            float& y = want[static_cast<size_t>(m * ldy + n)];
+            y = accumulate ? y + sum : sum;
+          }
+        }
+        ASSERT_TRUE(same_bits(got.values(), want)) << features << " x " << steps << ", rows " << rows;
+        ASSERT_TRUE(got.intact());
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace lfm::testing

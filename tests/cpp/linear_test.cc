@@ -28,7 +28,9 @@ class LinearTest : public ::testing::TestWithParam<Isa> {
     auto linear = make_linear(parts, type, GetParam());
     const std::string name(linear->implementation());
     // oneDNN's other matmuls are slow references or give a row other bits in another batch.
-    EXPECT_TRUE(name.starts_with("onednn:brg:") || name.starts_with("panels:")) << name;
+    const bool tiles = GetParam() >= Isa::amx && type == ComputeType::bf16;
+    if (tiles) EXPECT_EQ(name, "tiles:bf16");
+    EXPECT_TRUE(tiles || name.starts_with("onednn:brg:") || name.starts_with("panels:")) << name;
     if (GetParam() < Isa::avx512 || is_integer(type)) EXPECT_TRUE(name.starts_with("panels:")) << name;
     return linear;
   }

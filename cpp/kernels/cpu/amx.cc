@@ -1,0 +1,33 @@
+// What AMX adds to the AVX-512 BF16 table: products of many rows by tiles of 16 rows and 32 inputs.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "base/dtype.h"
+#include "kernels/kernels.h"
+
+namespace lfm {
+namespace {
+// clang-format off: each needs the ones before it
+#include "kernels/cpu/vec_avx512.h"
+#include "kernels/cpu/lanes.h"
+#include "kernels/cpu/amx_tiles.h"
+#include "kernels/cpu/amx_bf16.h"
+// clang-format on
+}  // namespace
+
+const Kernels& amx_kernels() {
+  static const Kernels table = [] {
+    Kernels t = avx512_bf16_kernels();
+    t.gemm_tiles = gemm_tiles;
+    return t;
+  }();
+  return table;
+}
+
+}  // namespace lfm

@@ -1,0 +1,119 @@
+#include "kernels/tile_linear.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/panel_linear.h"
+#include "kernels/row_tasks.h"
+
+namespace lfm {
+namespace {
+
+constexpr int64_t kStep = 32;  // inputs of a tile
+
+// Every block of rows reads all weights again, which memory gives more slowly than tiles take them: as many rows as the
+// L2 cache of a CPU with AMX (2 MB) holds beside weights.
+TileShape shape_for(int64_t steps) {
+  constexpr int64_t kCache = 5 << 18, kRows = 2 * kTileRows;
+  const int64_t most = kCache / (steps * kStep * 2) / kRows * kRows;
+  return {kRows, 2, std::clamp<int64_t>(most, kRows, kMostTiledRows)};
+}
+
+class TileLinear final : public Linear {
+ public:
+  TileLinear(std::span<const TensorView> parts, const Kernels& kernels, Arena& arena)
+      : Linear(parts[0].cols(), stacked_rows(parts)),
+        kernels_(kernels),
+        steps_((in_features() + kStep - 1) / kStep),
+        tile_(shape_for(steps_)),
+        panels_((out_features() + kPanel - 1) / kPanel),
+        memory_(arena.allocate(nbytes())),
+        weights_(reinterpret_cast<uint16_t*>(memory_.get())) {
+    const int64_t k = in_features(), n = out_features();
+    constexpr int64_t kChunk = 64 * kPanel;
+    Buffer<float> rows(static_cast<size_t>(std::min(kChunk, n) * k));
+    for (int64_t first = 0; first < n; first += kChunk) {
+      const int64_t count = std::min(kChunk, n - first);
+      read_stacked_rows(parts, first, count, ComputeType::bf16, rows.data());
+      parallel_for((count + kPanel - 1) / kPanel, [&](int64_t p) {
+        for (int64_t r = p * kPanel; r < std::min((p + 1) * kPanel, count); ++r) {
+          for (int64_t i = 0; i < k; ++i) weights_[offset(first + r, i)] = f32_to_bf16(rows.data()[r * k + i]);
+        }
+      });
+    }
+  }
+
+  void weight_row(int64_t n, float* out) const override {
+    for (int64_t i = 0; i < in_features(); ++i) out[i] = bf16_to_f32(weights_[offset(n, i)]);
+  }
+  std::vector<std::span<const std::byte>> packed_memory() const override { return {{memory_.get(), nbytes()}}; }
+  size_t nbytes() const override { return static_cast<size_t>(panels_ * kPanel * steps_ * kStep) * sizeof(uint16_t); }
+  std::string_view implementation() const override { return "tiles:bf16"; }
+
+ protected:
+  size_t activation_bytes(int64_t rows) const override {
+    const int64_t whole = (rows + kTileRows - 1) / kTileRows * kTileRows;
+    return static_cast<size_t>(whole * steps_ * kStep) * sizeof(uint16_t);
+  }
+  void convert_row(const float* x, int64_t m, int64_t /*rows*/, std::byte* activations) const override {
+    uint16_t* row =
+        reinterpret_cast<uint16_t*>(activations) + (m / kTileRows * kTileRows * steps_ + m % kTileRows) * kStep;
+    for (int64_t i = 0; i < in_features(); i += kStep, row += kTileRows * kStep) {
+      const int64_t n = std::min(kStep, in_features() - i);
+      kernels_.to_bf16(x + i, n, row);
+      std::memset(row + n, 0, static_cast<size_t>(kStep - n) * sizeof(uint16_t));
+    }
+  }
+
+  void multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch&) const override {
+    const int64_t n = out_features();
+    for_panel_tasks(tile_, rows, panels_, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
+      gemm(x, row, count, panel, std::min(panels * kPanel, n - panel * kPanel), y + row * n + panel * kPanel, n,
+           accumulate);
+    });
+  }
+
+  int64_t output_block() const override { return kPanel; }
+  void multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y) const override {
+    parallel_for(static_cast<int64_t>(blocks.size()), [&](int64_t i) {
+      const int64_t n = blocks[static_cast<size_t>(i)] * kPanel;
+      gemm(x, 0, 1, n / kPanel, std::min(kPanel, out_features() - n), y + n, out_features(), false);
+    });
+  }
+
+  bool gates() const override { return out_features() % (2 * kPanel) == 0 && !has_bias(); }
+  void multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const override {
+    multiply_gated_panels<kPanel>(tile_, kernels_, rows, out_features() / 2, scratch.tiles, y,
+                                  [&](int64_t row, int64_t count, int64_t panel, int64_t panels, float* out,
+                                      int64_t ldo) { gemm(x, row, count, panel, panels * kPanel, out, ldo, false); });
+  }
+
+ private:
+  // Of input i of row n of W, see Kernels::gemm_tiles.
+  int64_t offset(int64_t n, int64_t i) const {
+    const int64_t tile = n / kPanel * steps_ + i / kStep, pair = i % kStep / 2;
+    return ((tile * kStep / 2 + pair) * kPanel + n % kPanel) * 2 + i % 2;
+  }
+
+  // `count` rows of x, from one at the beginning of a tile on, times the `features` rows of W from `panel` on.
+  void gemm(const void* x, int64_t row, int64_t count, int64_t panel, int64_t features, float* y, int64_t ldy,
+            bool accumulate) const {
+    kernels_.gemm_tiles(static_cast<const uint16_t*>(x) + row * steps_ * kStep, count, steps_,
+                        weights_ + panel * kPanel * steps_ * kStep, features, y, ldy, accumulate);
+  }
+
+  const Kernels& kernels_;
+  int64_t steps_;
+  TileShape tile_;
+  int64_t panels_;
+  std::shared_ptr<std::byte[]> memory_;
+  uint16_t* weights_;
+};
+
+}  // namespace
+
+std::unique_ptr<Linear> make_tile_linear(std::span<const TensorView> parts, const Kernels& kernels, Arena& arena) {
+  return std::make_unique<TileLinear>(parts, kernels, arena);
+}
+
+}  // namespace lfm
