@@ -21,7 +21,7 @@ inline constexpr int64_t kBlock = 64;  // output features of one block of oneDNN
 
 inline constexpr int64_t kMostRows = 96;    // of x, which stay in cache while panels of weights stream past them
 inline constexpr int64_t kTileRows = 16;        // of x in one tile
-inline constexpr int64_t kMostTiledRows = 512;  // that a product of tiles takes together
+inline constexpr int64_t kMostTiledRows = 480;  // that a product of tiles takes together
 inline constexpr int64_t kLogitBlock = 64;  // logits that a sampler skips together
 
 // A group whose largest magnitude is not above this is quantized to zeros: 127 / max must stay finite.
@@ -153,6 +153,9 @@ struct Kernels {
   // the same group, or of powers in the same row; values are zero there.
   void (*quantize_q8)(const float* x, int64_t n, Q8Kind kind, int8_t* values, float* scales, int32_t* sums,
                       int64_t stride, float* row_scale) noexcept;
+
+  // From so many rows on, kernels of int8 and int4 weights work in tiles of kTileRows rows.
+  int64_t least_tile_rows = std::numeric_limits<int64_t>::max();
 
   // y = x W^T (or +=) in bf16: x in tiles [ceil(rows / 16), steps, 16, 32], W in panels [steps, 16, 16, 2] of pairs
   // (input 32s + 2j + i of row r at [s][j][r][i]), both zero padded. Per step, even and odd inputs are summed

@@ -8,8 +8,6 @@
 namespace lfm {
 namespace {
 
-constexpr TileShape kTile = {4, 3};
-
 class QuantLinear final : public Linear {
  public:
   QuantLinear(PackedWeights weights, QuantFormat format, const Kernels& kernels)
@@ -50,7 +48,7 @@ class QuantLinear final : public Linear {
   }
   void multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch&) const override {
     const int64_t n = out_features();
-    for_panel_tasks(kTile, rows, layout_.panels, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
+    for_panel_tasks(tile(rows), rows, layout_.panels, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
       gemm(x, rows, row, count, panel, std::min(panels * kPanel, n - panel * kPanel), y + row * n + panel * kPanel, n,
            accumulate);
     });
@@ -67,7 +65,7 @@ class QuantLinear final : public Linear {
   bool gates() const override { return out_features() % (2 * kPanel) == 0 && !has_bias(); }
   void multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const override {
     multiply_gated_panels<kPanel>(
-        kTile, kernels_, rows, out_features() / 2, scratch.tiles, y,
+        tile(rows), kernels_, rows, out_features() / 2, scratch.tiles, y,
         [&](int64_t row, int64_t count, int64_t panel, int64_t panels, float* out, int64_t ldo) {
           gemm(x, rows, row, count, panel, panels * kPanel, out, ldo, false);
         });
@@ -92,6 +90,11 @@ class QuantLinear final : public Linear {
   static int64_t stride(int64_t rows) {
     constexpr int64_t kLine = 64 / sizeof(float);
     return rows < kLine ? rows : ((rows + kLine - 1) / kLine | 1) * kLine;
+  }
+
+  TileShape tile(int64_t rows) const {
+    if (rows < kernels_.least_tile_rows || layout_.format == QuantFormat::q6) return {4, 3};
+    return {kTileRows, 4, most_tiled_rows(layout_.groups * kGroup)};
   }
 
   // The parts of Q8Rows one after the other.

@@ -15,6 +15,13 @@ struct TileShape {
   int64_t rows, panels, most_rows = kMostRows;
 };
 
+// Every block of rows reads all weights again, which memory gives more slowly than tiles take them: as many rows of x,
+// of so many bytes each, as the L2 cache of a CPU with AMX (2 MB) holds beside weights.
+inline int64_t most_tiled_rows(int64_t row_bytes) {
+  constexpr int64_t kCache = 5 << 18;
+  return std::clamp<int64_t>(kCache / row_bytes / kMostRows * kMostRows, kMostRows, kMostTiledRows);
+}
+
 // task(row, rows, panel, panels) over blocks of rows and ranges of panels: the (block, panel) pairs, block after block,
 // are shared out to threads, the panels of one tile together unless rows are so few that memory is the limit.
 template <class Task>

@@ -11,21 +11,13 @@ namespace {
 
 constexpr int64_t kStep = 32;  // inputs of a tile
 
-// Every block of rows reads all weights again, which memory gives more slowly than tiles take them: as many rows as the
-// L2 cache of a CPU with AMX (2 MB) holds beside weights.
-TileShape shape_for(int64_t steps) {
-  constexpr int64_t kCache = 5 << 18, kRows = 2 * kTileRows;
-  const int64_t most = kCache / (steps * kStep * 2) / kRows * kRows;
-  return {kRows, 2, std::clamp<int64_t>(most, kRows, kMostTiledRows)};
-}
-
 class TileLinear final : public Linear {
  public:
   TileLinear(std::span<const TensorView> parts, const Kernels& kernels, Arena& arena)
       : Linear(parts[0].cols(), stacked_rows(parts)),
         kernels_(kernels),
         steps_((in_features() + kStep - 1) / kStep),
-        tile_(shape_for(steps_)),
+        tile_{2 * kTileRows, 2, most_tiled_rows(steps_ * kStep * 2)},
         panels_((out_features() + kPanel - 1) / kPanel),
         memory_(arena.allocate(nbytes())),
         weights_(reinterpret_cast<uint16_t*>(memory_.get())) {

@@ -16,7 +16,9 @@ namespace {
 // clang-format off: each needs the ones before it
 #include "kernels/cpu/vec_avx512.h"
 #include "kernels/cpu/lanes.h"
+#include "kernels/cpu/quant_scales.h"
 #include "kernels/cpu/amx_tiles.h"
+#include "kernels/cpu/amx_quant.h"
 #include "kernels/cpu/amx_bf16.h"
 // clang-format on
 }  // namespace
@@ -24,6 +26,9 @@ namespace {
 const Kernels& amx_kernels() {
   static const Kernels table = [] {
     Kernels t = avx512_bf16_kernels();
+    t.least_tile_rows = kLeastTileRows;
+    t.gemm_q8 = gemm_quant_tiles<TileQ8>;
+    t.gemm_q4 = gemm_q4_tiles;
     t.gemm_tiles = gemm_tiles;
     return t;
   }();

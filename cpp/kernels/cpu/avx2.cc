@@ -19,6 +19,7 @@ namespace {
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/panel_kernels.h"
 #include "kernels/cpu/dot_avx2.h"
+#include "kernels/cpu/quant_scales.h"
 #include "kernels/cpu/quant_kernels.h"
 #include "kernels/cpu/pack_kernels.h"
 #include "kernels/cpu/vec_math.h"

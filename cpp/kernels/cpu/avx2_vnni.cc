@@ -24,6 +24,7 @@ inline IntVec dot4(IntVec sum, ByteVec w, int32_t quad) {
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/panel_kernels.h"
 #include "kernels/cpu/dot_vnni.h"
+#include "kernels/cpu/quant_scales.h"
 #include "kernels/cpu/quant_kernels.h"
 // clang-format on
 }  // namespace

@@ -190,20 +190,6 @@ template <class Format, int64_t Count, int R, int P>
       for (int i = 0; i < kPanelVecs; ++i) total[r][p][i] = dot[r][p][i].total(Format::start(sums + r));
 }
 
-// A scale of W, to be multiplied with scales of x.
-struct PlainScale {
-  Vec scale;
-  static PlainScale of(Vec s) { return {s}; }
-  Vec times(float x_scale) const { return scale * Vec::set(x_scale); }
-};
-
-// With powers of two, exactly the same: exponents add up.
-struct ScaleExponent {
-  IntVec bits;
-  static ScaleExponent of(Vec s) { return {IntVec::bits_of(s) - IntVec::set(std::bit_cast<int32_t>(1.0f))}; }
-  Vec times(float x_scale) const { return (bits + IntVec::set(std::bit_cast<int32_t>(x_scale))).as_bits(); }
-};
-
 // sum += dot * scale(p, lane) * x_scale
 template <class Scale, int R, int P, class Load>
 [[gnu::always_inline]] inline void add_scaled(const Dots<R, P>& dot, const Load& scale, const float* x_scales,
