@@ -94,7 +94,7 @@ class QuantLinear final : public Linear {
 
   TileShape tile(int64_t rows) const {
     if (rows < kernels_.least_tile_rows || layout_.format == QuantFormat::q6) return {4, 3};
-    return {kTileRows, 4, most_tiled_rows(layout_.groups * kGroup)};
+    return {kTileRows, 8, most_tiled_rows(layout_.groups * kGroup)};
   }
 
   // The parts of Q8Rows one after the other.
