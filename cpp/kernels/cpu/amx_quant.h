@@ -15,7 +15,7 @@ template <bool Mins>
 struct TileQ4 : TileFormat {
   static constexpr bool kMins = Mins;
   static constexpr int64_t kBytes = kPanel * kGroup / 2;
-  static constexpr auto kFewRows = &Kernels::gemm_q4;
+  using FewRows = Q4Format<Mins>;
   static void unpack(const uint8_t* p, uint8_t* out) {
     const __m512i zero = _mm512_set1_epi8(Mins ? 0 : 8);
     for (int64_t j = 0; j < kGroup / 8; ++j, p += kTileLine, out += 2 * kTileLine) {
@@ -29,7 +29,7 @@ struct TileQ4 : TileFormat {
 struct TileQ8 : TileFormat {
   static constexpr bool kPowers = false;
   static constexpr int64_t kBytes = kPanel * kGroup;
-  static constexpr auto kFewRows = &Kernels::gemm_q8;
+  using FewRows = Q8Format;
   static void unpack(const uint8_t* p, uint8_t* out) {
     const __m512i sign = _mm512_set1_epi8(-128);
     for (int64_t i = 0; i < kBytes; i += kTileLine) {
@@ -196,7 +196,7 @@ template <class Format>
 void gemm_quant_tiles(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& w, int64_t features, float* y,
                       int64_t ldy, bool accumulate) noexcept {
   if (rows < kLeastTileRows) {
-    return (kAvx512Kernels.*Format::kFewRows)(x, rows, groups, w, features, y, ldy, accumulate);
+    return gemm_quant<typename Format::FewRows>(x, rows, groups, w, features, y, ldy, accumulate);
   }
   const TileScope scope = QuantTiles<Format>::tiles();
   QuantTiles<Format> tiles(groups, w);

@@ -14,6 +14,8 @@
 
 namespace lfm {
 namespace {
+inline constexpr int64_t kAheadOfBytes = 0, kAheadOfBits = 4544;
+
 // clang-format off: each needs the ones before it
 #include "kernels/cpu/vec_avx512.h"
 #include "kernels/cpu/lanes.h"

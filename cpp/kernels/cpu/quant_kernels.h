@@ -1,5 +1,7 @@
 // Activations to int8, and matrix products over 16-row panels of int8, 6-bit and int4 weights, written once over `Vec`,
-// `IntVec` and the byte products of a format. Included like panel_kernels.h, whose write_tile it uses.
+// `IntVec` and the byte products of a format. Included like panel_kernels.h, whose write_tile it uses, by translation
+// units that define kAheadOfBytes and kAheadOfBits: how many bytes ahead a single row prefetches int8 weights, and
+// those of 6 and 4 bits, 0 for not at all.
 
 // Bits of magnitudes are in the order of the numbers, infinity above all of them and NaN above that.
 inline IntVec magnitude_bits(Vec v) { return IntVec::bits_of(v) & IntVec::set(0x7fffffff); }
@@ -104,7 +106,7 @@ struct PlainFormat {
 struct Q8Format : PlainFormat {
   static constexpr bool kPowers = false;
   static constexpr int64_t kBytes = kPanel * kGroup, kQuadsPerLoad = 1;
-  static constexpr int64_t kAhead = kPanelVecs > 1 ? 1536 : 0, kFetchFrom = 3 / kPanelVecs;
+  static constexpr int64_t kAhead = kAheadOfBytes, kFetchFrom = 3 / kPanelVecs;
   static void load(const uint8_t* p, ByteVec (&quads)[1]) { quads[0] = ByteVec::load(p); }
   using Dot = DotQ8;
   static IntVec start(const int32_t* sum) { return IntVec::set(*sum); }
@@ -125,7 +127,7 @@ struct Q6Format : PlainFormat {
   static constexpr bool kSteps = true;
   // Each activation that is loaded serves two products; there are three sums for each output.
   static constexpr int kRows = 4, kPanels = Vec::kWidth == 16 ? 2 : 1;
-  static constexpr int64_t kAhead = 4544, kFetchFrom = 2;
+  static constexpr int64_t kAhead = kAheadOfBits, kFetchFrom = 2;
   static void load(const uint8_t* p, ByteVec (&quads)[4]) {
     split_q6(ByteVec::load(p), ByteVec::load(p + 64), ByteVec::load(p + 128), quads);
   }
@@ -139,7 +141,7 @@ struct Q4Format : PlainFormat {
   static constexpr bool kMins = Mins;
   // So much work for each byte leaves too few loads in flight by themselves: a single row prefetches so many bytes
   // ahead, and from so many rows on the next panels are fetched.
-  static constexpr int64_t kAhead = 4544, kFetchFrom = 2;
+  static constexpr int64_t kAhead = kAheadOfBits, kFetchFrom = 2;
   static void load(const uint8_t* p, ByteVec (&quads)[2]) {
     const ByteVec both = ByteVec::load(p);
     quads[0] = both.low_halves(), quads[1] = both.high_halves();
@@ -373,8 +375,8 @@ void gemm_quant(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels
   product(x, rows, groups, panels, 0, features, y, ldy, accumulate);
 }
 
-void gemm_q4(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& panels, int64_t features, float* y,
-             int64_t ldy, bool accumulate) noexcept {
+inline void gemm_q4(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& panels, int64_t features,
+                    float* y, int64_t ldy, bool accumulate) noexcept {
   const auto gemm = panels.mins != nullptr ? gemm_quant<Q4Format<true>> : gemm_quant<Q4Format<false>>;
   gemm(x, rows, groups, panels, features, y, ldy, accumulate);
 }
