@@ -9,6 +9,9 @@ FOLDER/model-<dtype>.lfm, lfm-engine's packed file. Speed does not depend on the
 does: the scales keep activations near 1 and the logits spread out (standard deviation about 2 to
 3), so that greedy choices are rarely near a tie.
 
+GCC 12 and CPUs with AMX: its header lets the compiler drop most of a tile configuration, and
+llama.cpp dies; build llama-cpp-python with CXXFLAGS="-fno-tree-dse -fno-dse" there.
+
 Two more peers have exporters of their own, which bench_speed.py expects in these places (with
 onnxruntime-genai 0.18 beside torch, transformers, onnx and onnx_ir; with optimum-intel 2.2, nncf,
 openvino and transformers 5.4):
