@@ -19,10 +19,10 @@ namespace lfm {
 inline constexpr int64_t kPanel = 16;  // output features (lanes) of one packed weight panel
 inline constexpr int64_t kBlock = 64;  // output features of one block of oneDNN's packed layouts
 
-inline constexpr int64_t kMostRows = 96;    // of x, which stay in cache while panels of weights stream past them
+inline constexpr int64_t kMostRows = 96;        // of x, which stay in cache while panels of weights stream past them
 inline constexpr int64_t kTileRows = 16;        // of x in one tile
 inline constexpr int64_t kMostTiledRows = 480;  // that a product of tiles takes together
-inline constexpr int64_t kLogitBlock = 64;  // logits that a sampler skips together
+inline constexpr int64_t kLogitBlock = 64;      // logits that a sampler skips together
 
 // A group whose largest magnitude is not above this is quantized to zeros: 127 / max must stay finite.
 inline constexpr float kSmallestQ8Max = 1e-36f;

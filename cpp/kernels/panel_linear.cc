@@ -70,11 +70,9 @@ class FloatPanels final : public Linear {
 
   bool gates() const override { return out_features() % (2 * kPanel) == 0 && !has_bias(); }
   void multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const override {
-    multiply_gated_panels<kPanel>(
-        kTile, kernels_, rows, out_features() / 2, scratch.tiles, y,
-        [&](int64_t row, int64_t count, int64_t panel, int64_t panels, float* out, int64_t ldo) {
-          gemm(x, row, count, panel, panels * kPanel, out, ldo, false);
-        });
+    multiply_gated_panels<kPanel>(kTile, kernels_, rows, out_features() / 2, scratch.tiles, y,
+                                  [&](int64_t row, int64_t count, int64_t panel, int64_t panels, float* out,
+                                      int64_t ldo) { gemm(x, row, count, panel, panels * kPanel, out, ldo, false); });
   }
 
  private:
