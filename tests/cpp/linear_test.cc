@@ -170,6 +170,24 @@ TEST_P(LinearTest, ARowHasTheSameBitsInAnyBatchAndOnAnyThreads) {
   }
 }
 
+TEST_P(LinearTest, ARowThatIsNotFiniteLeavesTheOthersAlone) {
+  constexpr int64_t kRows = 70, kBad = 66, k = 160, n = 50;
+  const std::vector<float> w = rng.normals(n * k);
+  std::vector<float> x = rng.normals(kRows * k);
+  const std::vector<TensorView> parts = {view_of("w", w, {n, k})};
+  for (const Kind& kind : kKinds) {
+    const auto linear = make(parts, kind);
+    const std::vector<float> want = apply(*linear, x, kRows);
+    std::vector<float> bad = x;
+    for (int64_t i = 0; i < k; ++i) bad[kBad * k + i] = std::numeric_limits<float>::quiet_NaN();
+    const std::vector<float> y = apply(*linear, bad, kRows);
+    EXPECT_TRUE(same_bits(y.data(), want.data(), kBad * n)) << linear->implementation();
+    EXPECT_TRUE(same_bits(&y[(kBad + 1) * n], &want[(kBad + 1) * n], (kRows - kBad - 1) * n))
+        << linear->implementation();
+    for (int64_t i = 0; i < n; ++i) EXPECT_TRUE(std::isnan(y[kBad * n + i])) << linear->implementation();
+  }
+}
+
 TEST_P(LinearTest, GatedEqualsTheProductThroughSilu) {
   for (const auto& [k, n] : {std::pair<int64_t, int64_t>{33, 32}, {64, 160}, {96, 1248}}) {
     const std::vector<float> w = rng.normals(n * k), x = rng.normals(200 * k);

@@ -3,8 +3,7 @@
 
 inline constexpr int64_t kLeastTileRows = 24;  // fewer are faster without tiles
 inline constexpr int64_t kStrip = 8;           // panels whose weights are taken apart together
-
-inline constexpr int64_t kUnits = 3;  // groups of a tile of x that are in registers together
+inline constexpr int64_t kUnits = 3;           // groups of a tile of x that are in registers together
 
 // What a format adds: kBytes of a group of a panel, which unpack writes as a tile of signed bytes.
 struct TileFormat {
@@ -109,7 +108,11 @@ class QuantTiles {
     }
     for_constants<kUnits>(
         [&](auto u) __attribute__((always_inline)) { tile_load<kXTile + u()>(values + u() * kGroup, stride); });
-    for (int64_t i = 0; i < count; ++i) {
+    for (int64_t i = 0; i < kUnits; ++i) {
+      if (i >= count) {  // what is left from other rows may be NaN
+        Vec::zero().store(x_scales_[i]);
+        continue;
+      }
       const int64_t at = (g + i) * x_.stride + row;
       load_n(x_.scales + at, rows).store(x_scales_[i]);
       if constexpr (Format::kMins) {

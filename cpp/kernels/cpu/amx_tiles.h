@@ -1,5 +1,6 @@
 // The tile registers of AMX. Included by amx.cc inside its namespace; hence no include guard and no namespace here.
-// Instructions by asm: GCC's own intrinsics do not tell the compiler that a tile load reads memory.
+// Instructions by asm: GCC 12's intrinsics do not tell the compiler that a tile load reads memory, and that ldtilecfg
+// reads more than 8 bytes.
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0;
@@ -27,19 +28,12 @@ class TileScope {
 
 using TileMemory = std::byte[16 * 64];
 
-// Sixteen rows (or fewer, see TileScope) of 64 bytes. Exact operands: the compiler may move other loads and stores
-// past.
-template <int T>
-inline void tile_load(const void* p) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2"
-               :
-               : "r"(p), "r"(int64_t{64}), "i"(T), "m"(*static_cast<const TileMemory*>(p)));
-}
-// The same with rows `stride` bytes apart.
+// Sixteen rows (or fewer, see TileScope), `stride` bytes apart.
 template <int T>
 inline void tile_load(const void* p, int64_t stride) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(p), "r"(stride), "i"(T) : "memory");
 }
+// To rows of 64 bytes, one after the other.
 template <int T>
 inline void tile_store(void* p) {
   asm volatile("tilestored %%tmm%c3, (%1,%2,1)"
