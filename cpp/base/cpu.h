@@ -13,7 +13,7 @@ enum class Isa {
   avx2_vnni,    // and AVX-VNNI: dot products of bytes on CPUs without AVX-512
   avx512,       // AVX-512 F/BW/DQ/VL and VNNI
   avx512_bf16,  // and AVX-512 BF16
-  amx,          // and AMX tiles for bf16 and int8 (through oneDNN)
+  amx,          // and AMX tiles for bf16 and int8
 };
 
 std::string_view isa_name(Isa isa);
