@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "kernels/row_tasks.h"
-
 namespace lfm {
 namespace {
 
@@ -15,16 +13,12 @@ float to_float(uint16_t v) { return bf16_to_f32(v); }
 auto gemm_of(const Kernels& kernels, float) { return kernels.gemm_f32; }
 auto gemm_of(const Kernels& kernels, uint16_t) { return kernels.gemm_bf16; }
 
-constexpr TileShape kTile = {12, 2};
-
 // T: float, or uint16_t for bf16. Panels are [K, 16].
 template <class T>
-class FloatPanels final : public Linear {
+class FloatPanels final : public PanelLinear {
  public:
   FloatPanels(std::span<const TensorView> parts, const Kernels& kernels, Arena& arena)
-      : Linear(parts[0].cols(), stacked_rows(parts)),
-        kernels_(kernels),
-        panels_((out_features() + kPanel - 1) / kPanel),
+      : PanelLinear(parts[0].cols(), stacked_rows(parts), kernels),
         memory_(arena.allocate(nbytes())),
         weights_(reinterpret_cast<T*>(memory_.get())) {
     const int64_t k = in_features(), n = out_features();
@@ -48,49 +42,47 @@ class FloatPanels final : public Linear {
     for (int64_t i = 0; i < in_features(); ++i) out[i] = to_float(column[i * kPanel]);
   }
   std::vector<std::span<const std::byte>> packed_memory() const override { return {{memory_.get(), nbytes()}}; }
-  size_t nbytes() const override { return static_cast<size_t>(panels_ * kPanel * in_features()) * sizeof(T); }
+  size_t nbytes() const override { return static_cast<size_t>(panels() * kPanel * in_features()) * sizeof(T); }
   std::string_view implementation() const override { return sizeof(T) == 4 ? "panels:f32" : "panels:bf16"; }
 
  protected:
-  void multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch&) const override {
-    const int64_t n = out_features();
-    for_panel_tasks(kTile, rows, panels_, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
-      gemm(x, row, count, panel, std::min(panels * kPanel, n - panel * kPanel), y + row * n + panel * kPanel, n,
-           accumulate);
-    });
-  }
-
-  int64_t output_block() const override { return kPanel; }
-  void multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y) const override {
-    parallel_for(static_cast<int64_t>(blocks.size()), [&](int64_t i) {
-      const int64_t n = blocks[static_cast<size_t>(i)] * kPanel;
-      gemm(x, 0, 1, n / kPanel, std::min(kPanel, out_features() - n), y + n, out_features(), false);
-    });
-  }
-
-  bool gates() const override { return out_features() % (2 * kPanel) == 0 && !has_bias(); }
-  void multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const override {
-    multiply_gated_panels<kPanel>(kTile, kernels_, rows, out_features() / 2, scratch.tiles, y,
-                                  [&](int64_t row, int64_t count, int64_t panel, int64_t panels, float* out,
-                                      int64_t ldo) { gemm(x, row, count, panel, panels * kPanel, out, ldo, false); });
-  }
-
- private:
-  // `count` rows of x times the `features` rows of W from `panel` on.
-  void gemm(const void* x, int64_t row, int64_t count, int64_t panel, int64_t features, float* y, int64_t ldy,
-            bool accumulate) const {
+  TileShape tile(int64_t) const override { return {12, 2}; }
+  void gemm(const void* x, int64_t, int64_t row, int64_t count, int64_t panel, int64_t features, float* y, int64_t ldy,
+            bool accumulate) const override {
     const int64_t k = in_features();
     gemm_of(kernels_, T{})(static_cast<const float*>(x) + row * k, k, count, k, weights_ + panel * kPanel * k, features,
                            y, ldy, accumulate);
   }
 
-  const Kernels& kernels_;
-  int64_t panels_;
+ private:
   std::shared_ptr<std::byte[]> memory_;
   T* weights_;
 };
 
 }  // namespace
+
+void PanelLinear::multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch&) const {
+  const int64_t n = out_features();
+  for_panel_tasks(tile(rows), rows, panels(), [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
+    gemm(x, rows, row, count, panel, std::min(panels * kPanel, n - panel * kPanel), y + row * n + panel * kPanel, n,
+         accumulate);
+  });
+}
+
+void PanelLinear::multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y) const {
+  parallel_for(static_cast<int64_t>(blocks.size()), [&](int64_t i) {
+    const int64_t n = blocks[static_cast<size_t>(i)] * kPanel;
+    gemm(x, 1, 0, 1, n / kPanel, std::min(kPanel, out_features() - n), y + n, out_features(), false);
+  });
+}
+
+void PanelLinear::multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const {
+  multiply_gated_panels<kPanel>(
+      tile(rows), kernels_, rows, out_features() / 2, scratch.tiles, y,
+      [&](int64_t row, int64_t count, int64_t panel, int64_t panels, float* out, int64_t ldo) {
+        gemm(x, rows, row, count, panel, panels * kPanel, out, ldo, false);
+      });
+}
 
 std::unique_ptr<Linear> make_panel_linear(std::span<const TensorView> parts, ComputeType type, const Kernels& kernels,
                                           Arena& arena) {

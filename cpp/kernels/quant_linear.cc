@@ -3,16 +3,14 @@
 #include "base/error.h"
 #include "kernels/panel_linear.h"
 #include "kernels/quant_format.h"
-#include "kernels/row_tasks.h"
 
 namespace lfm {
 namespace {
 
-class QuantLinear final : public Linear {
+class QuantLinear final : public PanelLinear {
  public:
   QuantLinear(PackedWeights weights, QuantFormat format, const Kernels& kernels)
-      : Linear(weights.in_features, weights.out_features),
-        kernels_(kernels),
+      : PanelLinear(weights.in_features, weights.out_features, kernels),
         layout_(format, weights.in_features, weights.out_features),
         weights_(std::move(weights)) {
     const std::vector<size_t> sizes = layout_.sizes();
@@ -46,35 +44,13 @@ class QuantLinear final : public Linear {
     kernels_.quantize_q8(x, in_features(), kind(), a.values + m * layout_.groups * kGroup, a.scales + m, a.sums + m,
                          stride(rows), a.row_scales + m);
   }
-  void multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch&) const override {
-    const int64_t n = out_features();
-    for_panel_tasks(tile(rows), rows, layout_.panels, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
-      gemm(x, rows, row, count, panel, std::min(panels * kPanel, n - panel * kPanel), y + row * n + panel * kPanel, n,
-           accumulate);
-    });
+  TileShape tile(int64_t rows) const override {
+    if (rows < kernels_.least_tile_rows || layout_.format == QuantFormat::q6) return {4, 3};
+    return {kTileRows, 8, most_tiled_rows(layout_.groups * kGroup)};
   }
 
-  int64_t output_block() const override { return kPanel; }
-  void multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y) const override {
-    parallel_for(static_cast<int64_t>(blocks.size()), [&](int64_t i) {
-      const int64_t n = blocks[static_cast<size_t>(i)] * kPanel;
-      gemm(x, 1, 0, 1, n / kPanel, std::min(kPanel, out_features() - n), y + n, out_features(), false);
-    });
-  }
-
-  bool gates() const override { return out_features() % (2 * kPanel) == 0 && !has_bias(); }
-  void multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const override {
-    multiply_gated_panels<kPanel>(
-        tile(rows), kernels_, rows, out_features() / 2, scratch.tiles, y,
-        [&](int64_t row, int64_t count, int64_t panel, int64_t panels, float* out, int64_t ldo) {
-          gemm(x, rows, row, count, panel, panels * kPanel, out, ldo, false);
-        });
-  }
-
- private:
-  // `count` rows of all `rows` of x times the `features` rows of W from `panel` on.
   void gemm(const void* x, int64_t rows, int64_t row, int64_t count, int64_t panel, int64_t features, float* y,
-            int64_t ldy, bool accumulate) const {
+            int64_t ldy, bool accumulate) const override {
     const Activations a = activations_at(const_cast<void*>(x), rows);
     const Q8Rows q = {a.values + row * layout_.groups * kGroup, a.scales + row, a.sums + row, a.row_scales + row,
                       stride(rows)};
@@ -84,17 +60,13 @@ class QuantLinear final : public Linear {
     product(q, count, layout_.groups, layout_.from(panels_, panel), features, y, ldy, accumulate);
   }
 
+ private:
   Q8Kind kind() const { return kind_of(layout_.format); }
 
   // Of many rows an odd number of cache lines: the scales of a row would share few sets of the L1 cache otherwise.
   static int64_t stride(int64_t rows) {
     constexpr int64_t kLine = 64 / sizeof(float);
     return rows < kLine ? rows : ((rows + kLine - 1) / kLine | 1) * kLine;
-  }
-
-  TileShape tile(int64_t rows) const {
-    if (rows < kernels_.least_tile_rows || layout_.format == QuantFormat::q6) return {4, 3};
-    return {kTileRows, 8, most_tiled_rows(layout_.groups * kGroup)};
   }
 
   // The parts of Q8Rows one after the other.
@@ -111,7 +83,6 @@ class QuantLinear final : public Linear {
     return {static_cast<int8_t*>(memory), scales, reinterpret_cast<int32_t*>(sums), sums + numbers * kind().per_group};
   }
 
-  const Kernels& kernels_;
   QuantLayout layout_;
   PackedWeights weights_;
   QuantPanels panels_;

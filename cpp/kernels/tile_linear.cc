@@ -4,21 +4,17 @@
 #include <cstring>
 
 #include "kernels/panel_linear.h"
-#include "kernels/row_tasks.h"
 
 namespace lfm {
 namespace {
 
 constexpr int64_t kStep = 32;  // inputs of a tile
 
-class TileLinear final : public Linear {
+class TileLinear final : public PanelLinear {
  public:
   TileLinear(std::span<const TensorView> parts, const Kernels& kernels, Arena& arena)
-      : Linear(parts[0].cols(), stacked_rows(parts)),
-        kernels_(kernels),
+      : PanelLinear(parts[0].cols(), stacked_rows(parts), kernels),
         steps_((in_features() + kStep - 1) / kStep),
-        tile_{2 * kTileRows, 2, most_tiled_rows(steps_ * kStep * 2)},
-        panels_((out_features() + kPanel - 1) / kPanel),
         memory_(arena.allocate(nbytes())),
         weights_(reinterpret_cast<uint16_t*>(memory_.get())) {
     const int64_t k = in_features(), n = out_features();
@@ -39,7 +35,7 @@ class TileLinear final : public Linear {
     for (int64_t i = 0; i < in_features(); ++i) out[i] = bf16_to_f32(weights_[offset(n, i)]);
   }
   std::vector<std::span<const std::byte>> packed_memory() const override { return {{memory_.get(), nbytes()}}; }
-  size_t nbytes() const override { return static_cast<size_t>(panels_ * kPanel * steps_ * kStep) * sizeof(uint16_t); }
+  size_t nbytes() const override { return static_cast<size_t>(panels() * kPanel * steps_ * kStep) * sizeof(uint16_t); }
   std::string_view implementation() const override { return "tiles:bf16"; }
 
  protected:
@@ -57,27 +53,11 @@ class TileLinear final : public Linear {
     }
   }
 
-  void multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch&) const override {
-    const int64_t n = out_features();
-    for_panel_tasks(tile_, rows, panels_, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
-      gemm(x, row, count, panel, std::min(panels * kPanel, n - panel * kPanel), y + row * n + panel * kPanel, n,
-           accumulate);
-    });
-  }
-
-  int64_t output_block() const override { return kPanel; }
-  void multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y) const override {
-    parallel_for(static_cast<int64_t>(blocks.size()), [&](int64_t i) {
-      const int64_t n = blocks[static_cast<size_t>(i)] * kPanel;
-      gemm(x, 0, 1, n / kPanel, std::min(kPanel, out_features() - n), y + n, out_features(), false);
-    });
-  }
-
-  bool gates() const override { return out_features() % (2 * kPanel) == 0 && !has_bias(); }
-  void multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const override {
-    multiply_gated_panels<kPanel>(tile_, kernels_, rows, out_features() / 2, scratch.tiles, y,
-                                  [&](int64_t row, int64_t count, int64_t panel, int64_t panels, float* out,
-                                      int64_t ldo) { gemm(x, row, count, panel, panels * kPanel, out, ldo, false); });
+  TileShape tile(int64_t) const override { return {2 * kTileRows, 2, most_tiled_rows(steps_ * kStep * 2)}; }
+  void gemm(const void* x, int64_t, int64_t row, int64_t count, int64_t panel, int64_t features, float* y, int64_t ldy,
+            bool accumulate) const override {
+    kernels_.gemm_tiles(static_cast<const uint16_t*>(x) + row * steps_ * kStep, count, steps_,
+                        weights_ + panel * kPanel * steps_ * kStep, features, y, ldy, accumulate);
   }
 
  private:
@@ -87,17 +67,7 @@ class TileLinear final : public Linear {
     return ((tile * kStep / 2 + pair) * kPanel + n % kPanel) * 2 + i % 2;
   }
 
-  // `count` rows of x, from one at the beginning of a tile on, times the `features` rows of W from `panel` on.
-  void gemm(const void* x, int64_t row, int64_t count, int64_t panel, int64_t features, float* y, int64_t ldy,
-            bool accumulate) const {
-    kernels_.gemm_tiles(static_cast<const uint16_t*>(x) + row * steps_ * kStep, count, steps_,
-                        weights_ + panel * kPanel * steps_ * kStep, features, y, ldy, accumulate);
-  }
-
-  const Kernels& kernels_;
   int64_t steps_;
-  TileShape tile_;
-  int64_t panels_;
   std::shared_ptr<std::byte[]> memory_;
   uint16_t* weights_;
 };
