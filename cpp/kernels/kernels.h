@@ -6,6 +6,7 @@
 // a token's logits the same in any batch, chunk and thread count.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -19,10 +20,25 @@ namespace lfm {
 inline constexpr int64_t kPanel = 16;  // output features (lanes) of one packed weight panel
 inline constexpr int64_t kBlock = 64;  // output features of one block of oneDNN's packed layouts
 
-inline constexpr int64_t kMostRows = 96;        // of x, which stay in cache while panels of weights stream past them
-inline constexpr int64_t kTileRows = 16;        // of x in one tile
-inline constexpr int64_t kMostTiledRows = 480;  // that a product of tiles takes together
-inline constexpr int64_t kLogitBlock = 64;      // logits that a sampler skips together
+inline constexpr int64_t kMostRows = 96;    // of x, which stay in cache while panels of weights stream past them
+inline constexpr int64_t kTileRows = 16;    // of x in one tile
+inline constexpr int64_t kLogitBlock = 64;  // logits that a sampler skips together
+
+// Tiles of bf16. Every block of rows reads all weights again, which memory gives more slowly than tiles take them: many
+// rows together, with as many of their inputs at a time as the L2 cache of a CPU with AMX (2 MB) holds.
+inline constexpr int64_t kMostTiledRows = 512, kMostTiledFeatures = 1024;
+constexpr int64_t tile_steps(int64_t rows, int64_t steps) {  // a step: 32 inputs
+  constexpr int64_t kCache = 5 << 18, kStepBytes = 64, kSteps = 8;
+  const int64_t most = kCache / (std::min(rows, kMostTiledRows) * kStepBytes);
+  return steps <= most ? steps : std::max(most / kSteps * kSteps, kSteps);
+}
+// Floats that Kernels::gemm_tiles works in.
+constexpr int64_t tile_sums(int64_t rows, int64_t steps, int64_t features) {
+  constexpr int64_t kWhole = 2 * kTileRows;
+  const int64_t most = tile_steps(rows, steps) < steps ? kMostTiledFeatures : kWhole;
+  const auto whole = [](int64_t n) { return (n + kWhole - 1) / kWhole * kWhole; };
+  return whole(std::min(rows, kMostTiledRows)) * whole(std::min(features, most));
+}
 
 // A group whose largest magnitude is not above this is quantized to zeros: 127 / max must stay finite.
 inline constexpr float kSmallestQ8Max = 1e-36f;
@@ -159,9 +175,10 @@ struct Kernels {
 
   // y = x W^T (or +=) in bf16: x in tiles [ceil(rows / 16), steps, 16, 32], W in panels [steps, 16, 16, 2] of pairs
   // (input 32s + 2j + i of row r at [s][j][r][i]), both zero padded. Per step, even and odd inputs are summed
-  // from zero on, each in order, and sum = sum + (even + odd).
+  // from zero on, each in order, and sum = sum + (even + odd). sums: tile_sums(rows, steps, features), on a 64-byte
+  // border.
   void (*gemm_tiles)(const uint16_t* x, int64_t rows, int64_t steps, const uint16_t* panels, int64_t features, float* y,
-                     int64_t ldy, bool accumulate) noexcept = nullptr;
+                     int64_t ldy, bool accumulate, float* sums) noexcept = nullptr;
 
   // The same product for int8, 6-bit and int4 weights: integer dot products within a group, fp32 over groups in order,
   // sum = fma(dot, scale * x.scale, sum), and where there are mins then fma(x.sum * x.scale, min, sum).

@@ -10,6 +10,7 @@
 #include "kernels/onednn_linear.h"
 #include "kernels/panel_linear.h"
 #include "kernels/quant_linear.h"
+#include "kernels/row_tasks.h"
 #include "kernels/tile_linear.h"
 
 namespace lfm {
@@ -72,10 +73,10 @@ const void* Linear::convert(const RowSource& x, int64_t rows, LinearScratch& scr
   const size_t bytes = activation_bytes(rows);
   const auto values = static_cast<size_t>(rows * in_features_);
   std::byte* input = scratch.activations.ensure(bytes > 0 ? bytes : values * sizeof(float));
-  float* buffers = scratch.rows.ensure(static_cast<size_t>(max_threads() * in_features_));
+  const ThreadFloats buffers(scratch.rows, in_features_);
   parallel_for(rows, [&](int64_t m) {
     if (bytes == 0) return x(m, reinterpret_cast<float*>(input) + m * in_features_);
-    float* row = buffers + thread_id() * in_features_;
+    float* row = buffers.of_this();
     x(m, row);
     convert_row(row, m, rows, input);
   });
@@ -103,7 +104,7 @@ void Linear::forward_some(const RowSource& x, const uint32_t* wanted, float* y, 
       n |= block - 1;
     }
   }
-  multiply_blocks(convert(x, 1, scratch), blocks, y);
+  multiply_blocks(convert(x, 1, scratch), blocks, y, scratch);
 }
 
 void Linear::forward_gated(const RowSource& x, int64_t rows, float* y, LinearScratch& scratch) const {

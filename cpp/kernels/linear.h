@@ -40,6 +40,7 @@ struct LinearScratch {
   Buffer<float> rows;               // [threads, in_features]
   Buffer<std::byte> activations;    // x in the type of the product
   Buffer<float> tiles;              // [threads, ...]: products that are not written as they are
+  Buffer<float> work;               // [threads, ...]: what a product works in
   Buffer<std::byte> pad;            // oneDNN's scratchpad
   InputSquares* squares = nullptr;  // where float32 layers add their inputs' squares, if anywhere
 };
@@ -100,7 +101,8 @@ class Linear {
   virtual void multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const = 0;
   // Outputs are computed in blocks of so many; 0: only all together.
   virtual int64_t output_block() const { return 0; }
-  virtual void multiply_blocks(const void* /*x*/, std::span<const int64_t> /*blocks*/, float* /*y*/) const {}
+  virtual void multiply_blocks(const void* /*x*/, std::span<const int64_t> /*blocks*/, float* /*y*/,
+                               LinearScratch& /*scratch*/) const {}
   virtual void multiply_gated(const void* /*x*/, int64_t /*rows*/, float* /*y*/, LinearScratch& /*scratch*/) const {}
   bool has_bias() const { return !bias_.empty(); }
 

@@ -266,7 +266,7 @@ void OneDnnLinear::multiply_gated(const void* x, int64_t rows, float* y, LinearS
       });
 }
 
-void OneDnnLinear::multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y) const {
+void OneDnnLinear::multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y, LinearScratch&) const {
   parallel_for(static_cast<int64_t>(blocks.size()), [&](int64_t i) {
     const int64_t block = blocks[static_cast<size_t>(i)];
     multiply_block(x, 0, 1, k_chunk_, block, y + block * kBlock, out_features(), false);

@@ -40,7 +40,7 @@ class OneDnnLinear final : public Linear {
 
   void multiply_onednn(const void* x, int64_t rows, float* y, bool accumulate, Buffer<std::byte>& pad) const;
   int64_t output_block() const override { return k_chunk_ > 0 ? kBlock : 0; }
-  void multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y) const override;
+  void multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y, LinearScratch& scratch) const override;
   void multiply_blocked(const void* x, int64_t rows, int64_t k_chunk, float* y, bool accumulate) const;
   void multiply_block(const void* x, int64_t row, int64_t count, int64_t k_chunk, int64_t block, float* y, int64_t ldy,
                       bool accumulate) const;

@@ -48,7 +48,7 @@ class FloatPanels final : public PanelLinear {
  protected:
   TileShape tile(int64_t) const override { return {12, 2}; }
   void gemm(const void* x, int64_t, int64_t row, int64_t count, int64_t panel, int64_t features, float* y, int64_t ldy,
-            bool accumulate) const override {
+            bool accumulate, float* /*work*/) const override {
     const int64_t k = in_features();
     gemm_of(kernels_, T{})(static_cast<const float*>(x) + row * k, k, count, k, weights_ + panel * kPanel * k, features,
                            y, ldy, accumulate);
@@ -61,26 +61,30 @@ class FloatPanels final : public PanelLinear {
 
 }  // namespace
 
-void PanelLinear::multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch&) const {
+void PanelLinear::multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const {
   const int64_t n = out_features();
+  const ThreadFloats work(scratch.work, work_floats(rows));
   for_panel_tasks(tile(rows), rows, panels(), [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
     gemm(x, rows, row, count, panel, std::min(panels * kPanel, n - panel * kPanel), y + row * n + panel * kPanel, n,
-         accumulate);
+         accumulate, work.of_this());
   });
 }
 
-void PanelLinear::multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y) const {
+void PanelLinear::multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y,
+                                  LinearScratch& scratch) const {
+  const ThreadFloats work(scratch.work, work_floats(1));
   parallel_for(static_cast<int64_t>(blocks.size()), [&](int64_t i) {
     const int64_t n = blocks[static_cast<size_t>(i)] * kPanel;
-    gemm(x, 1, 0, 1, n / kPanel, std::min(kPanel, out_features() - n), y + n, out_features(), false);
+    gemm(x, 1, 0, 1, n / kPanel, std::min(kPanel, out_features() - n), y + n, out_features(), false, work.of_this());
   });
 }
 
 void PanelLinear::multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const {
+  const ThreadFloats work(scratch.work, work_floats(rows));
   multiply_gated_panels<kPanel>(
       tile(rows), kernels_, rows, out_features() / 2, scratch.tiles, y,
       [&](int64_t row, int64_t count, int64_t panel, int64_t panels, float* out, int64_t ldo) {
-        gemm(x, rows, row, count, panel, panels * kPanel, out, ldo, false);
+        gemm(x, rows, row, count, panel, panels * kPanel, out, ldo, false, work.of_this());
       });
 }
 

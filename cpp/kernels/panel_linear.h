@@ -17,13 +17,14 @@ class PanelLinear : public Linear {
 
   virtual TileShape tile(int64_t rows) const = 0;
   // `count` rows from `row` on of all `rows` of x, as convert_row made them, times the `features` rows of W from the
-  // panel `panel` on. Rows begin where a tile does. Must not throw.
+  // panel `panel` on. Rows begin where a tile does. work: work_floats(rows), on a 64-byte border. Must not throw.
   virtual void gemm(const void* x, int64_t rows, int64_t row, int64_t count, int64_t panel, int64_t features, float* y,
-                    int64_t ldy, bool accumulate) const = 0;
+                    int64_t ldy, bool accumulate, float* work) const = 0;
+  virtual int64_t work_floats(int64_t /*rows*/) const { return 0; }
 
   void multiply(const void* x, int64_t rows, float* y, bool accumulate, LinearScratch& scratch) const override;
   int64_t output_block() const override { return kPanel; }
-  void multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y) const override;
+  void multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y, LinearScratch& scratch) const override;
   void multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const override;
 
   int64_t panels() const { return (out_features() + kPanel - 1) / kPanel; }

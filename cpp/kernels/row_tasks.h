@@ -10,17 +10,22 @@
 
 namespace lfm {
 
+// Memory of each thread in `buffer`.
+class ThreadFloats {
+ public:
+  ThreadFloats(Buffer<float>& buffer, int64_t each)
+      : all_(buffer.ensure(static_cast<size_t>(max_threads() * each))), each_(each) {}
+  float* of_this() const { return all_ + thread_id() * each_; }
+
+ private:
+  float* all_;
+  int64_t each_;
+};
+
 // What a kernel computes together at most, and rows of x that stay in cache meanwhile.
 struct TileShape {
   int64_t rows, panels, most_rows = kMostRows;
 };
-
-// Every block of rows reads all weights again, which memory gives more slowly than tiles take them: as many rows of x,
-// of so many bytes each, as the L2 cache of a CPU with AMX (2 MB) holds beside weights.
-inline int64_t most_tiled_rows(int64_t row_bytes) {
-  constexpr int64_t kCache = 5 << 18;
-  return std::clamp<int64_t>(kCache / row_bytes / kMostRows * kMostRows, kMostRows, kMostTiledRows);
-}
 
 // task(row, rows, panel, panels) over blocks of rows and ranges of panels: the (block, panel) pairs, block after block,
 // are shared out to threads, the panels of one tile together unless rows are so few that memory is the limit.
@@ -45,10 +50,10 @@ template <int64_t kWidth, class Product>
 void multiply_gated_panels(TileShape tile, const Kernels& kernels, int64_t rows, int64_t n, Buffer<float>& tiles,
                            float* y, const Product& product) {
   const int64_t most_floats = std::max(kMostRows * 128, tile.most_rows * tile.panels * 2 * kWidth);  // of a thread
-  float* all = tiles.ensure(static_cast<size_t>(max_threads() * most_floats));
+  const ThreadFloats all(tiles, most_floats);
   const int64_t half = n / kWidth;
   for_panel_tasks(tile, rows, half, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {
-    float* strips = all + thread_id() * most_floats;
+    float* strips = all.of_this();
     const int64_t most = most_floats / (2 * kWidth * count) / tile.panels * tile.panels;
     for (const int64_t end = panel + panels; panel < end;) {
       const int64_t strip = std::min(most, end - panel), width = strip * kWidth;

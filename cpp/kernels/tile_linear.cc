@@ -53,11 +53,12 @@ class TileLinear final : public PanelLinear {
     }
   }
 
-  TileShape tile(int64_t) const override { return {2 * kTileRows, 2, most_tiled_rows(steps_ * kStep * 2)}; }
+  TileShape tile(int64_t) const override { return {2 * kTileRows, 2, kMostTiledRows}; }
+  int64_t work_floats(int64_t rows) const override { return tile_sums(rows, steps_, out_features()); }
   void gemm(const void* x, int64_t, int64_t row, int64_t count, int64_t panel, int64_t features, float* y, int64_t ldy,
-            bool accumulate) const override {
+            bool accumulate, float* work) const override {
     kernels_.gemm_tiles(static_cast<const uint16_t*>(x) + row * steps_ * kStep, count, steps_,
-                        weights_ + panel * kPanel * steps_ * kStep, features, y, ldy, accumulate);
+                        weights_ + panel * kPanel * steps_ * kStep, features, y, ldy, accumulate, work);
   }
 
  private:

@@ -2,12 +2,12 @@
 
 inline constexpr int64_t kChunkSteps = 8;  // tiles of weights whose panels stay in the L1 cache
 
-// R tiles of rows times P panels over some steps; sums wait in `sums` between chunks.
-// Registers: R * P for sums, R for x, P for weights.
+// R tiles of rows times P panels over some steps; sums wait in `sums` between chunks. ahead: turned at each step.
+// Registers: 0 to 3 for sums, 4 and 5 for x, 6 and 7 for weights.
 template <int R, int P>
 inline void tile_chunk(const uint16_t* x, int64_t x_tiles, const uint16_t* w, int64_t w_tiles, int64_t begin,
-                       int64_t end, float* sums) {
-  constexpr int kX = R * P, kW = kX + R;
+                       int64_t end, float* sums, Ahead ahead) {
+  constexpr int kX = 4, kW = 6;
   constexpr int64_t kElements = kTileBytes / sizeof(uint16_t);
   for_constants<R * P>([&](auto c) __attribute__((always_inline)) {
     if (begin == 0) {
@@ -25,6 +25,7 @@ inline void tile_chunk(const uint16_t* x, int64_t x_tiles, const uint16_t* w, in
       for_constants<R>([&](auto r)
                            __attribute__((always_inline)) { tile_multiply<r() * P + p(), kX + r(), kW + p()>(); });
     });
+    ahead.turn<2>();
   }
   for_constants<R * P>([&](auto c) __attribute__((always_inline)) { tile_store<c()>(sums + c() * kTileLanes); });
 }
@@ -42,48 +43,74 @@ inline void write_tiles(const float* sums, int64_t rows, int64_t features, float
   }
 }
 
-// All rows, at most kMostTiledRows, times P panels at a time. Hardware fetches ahead as well as prefetches would, and
-// those take the line fill buffers that tile loads need.
+// What block b of `blocks` asks for while `steps` steps of P panels are computed with: its share of those P panels that
+// come next. Few blocks wait for memory anyway, and for one tile of rows requests only take the line fill buffers that
+// tile loads need.
+template <int P>
+inline Ahead share_of_next(const uint16_t* next, int64_t w_tiles, int64_t steps, int64_t b, int64_t blocks) {
+  const int64_t sharers = blocks / P;  // of a panel
+  if (sharers < 2) return {nullptr, 0};
+  const int64_t lines = (steps * kTileBytes / kLine + sharers * steps - 1) / (sharers * steps);  // at a step
+  const int64_t panel = std::min<int64_t>(b / sharers, P - 1), share = b - panel * sharers;
+  const uint16_t* w = next + panel * w_tiles * kTileBytes / static_cast<int64_t>(sizeof(uint16_t));
+  return {reinterpret_cast<const char*>(w) + share * lines * steps * kLine, lines * kLine};
+}
+
+// All rows, at most kMostTiledRows, times P panels at a time, over as many steps at a time as x stays in the L2 cache.
 template <int R, int P>
 inline void tile_rows(const uint16_t* x, int64_t rows, int64_t steps, const uint16_t* w, int64_t features, float* y,
-                      int64_t ldy, bool accumulate) {
+                      int64_t ldy, bool accumulate, float* sums) {
   constexpr int64_t kElements = kTileBytes / sizeof(uint16_t);
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows, blocks = (tiles + R - 1) / R;
-  alignas(64) float sums[(kMostTiledRows / kTileRows + R - 1) / R][R * P * kTileLanes];
-  int64_t n = 0;
-  for (; n + (P - 1) * kPanel < features; n += P * kPanel, w += P * steps * kElements) {
-    for (int64_t begin = 0; begin < steps; begin += kChunkSteps) {
-      const int64_t end = std::min(steps, begin + kChunkSteps);
-      for (int64_t b = 0; b < blocks; ++b) {
-        const auto run = [&](auto r) __attribute__((always_inline)) {
-          constexpr int kR = r();
-          const int64_t row = b * R * kTileRows;
-          tile_chunk<kR, P>(x + b * R * steps * kElements, steps, w, steps, begin, end, sums[b]);
-          if (end == steps) {
-            write_tiles<kR, P>(sums[b], rows - row, features - n, y + row * ldy + n, ldy, accumulate);
+  const int64_t most = tile_steps(rows, steps), whole = features + kPanel - 1 - (features + kPanel - 1) % (P * kPanel);
+  const int64_t chunk = blocks == 1 ? steps : kChunkSteps;
+  for (int64_t first = 0; first < steps; first += most) {
+    const int64_t last = std::min(steps, first + most);
+    const uint16_t* panels = w;
+    float* kept = sums;
+    for (int64_t n = 0; n < whole; n += P * kPanel, panels += P * steps * kElements) {
+      for (int64_t begin = first; begin < last; begin += chunk) {
+        const int64_t end = std::min(last, begin + chunk);
+        const uint16_t* next = panels + (end < last ? end : P * steps + first) * kElements;
+        for (int64_t b = 0; b < blocks; ++b) {
+          const auto run = [&](auto r) __attribute__((always_inline)) {
+            constexpr int kR = r();
+            const int64_t row = b * R * kTileRows;
+            float* block = kept + b * R * P * kTileLanes;
+            tile_chunk<kR, P>(x + b * R * steps * kElements, steps, panels, steps, begin, end, block,
+                              share_of_next<P>(next, steps, end - begin, b, blocks));
+            if (end == steps) {
+              write_tiles<kR, P>(block, rows - row, features - n, y + row * ldy + n, ldy, accumulate);
+            }
+          };
+          if (R > 1 && tiles - b * R < R) {
+            run(std::integral_constant<int, 1>{});
+          } else {
+            run(std::integral_constant<int, R>{});
           }
-        };
-        if (R > 1 && tiles - b * R < R) {
-          run(std::integral_constant<int, 1>{});
-        } else {
-          run(std::integral_constant<int, R>{});
         }
       }
+      if (most < steps) kept += blocks * R * P * kTileLanes;
     }
   }
   if constexpr (P > 1) {
-    if (n < features) tile_rows<R, P - 1>(x, rows, steps, w, features - n, y + n, ldy, accumulate);
+    if (whole < features) {
+      tile_rows<R, P - 1>(x, rows, steps, w + whole / kPanel * steps * kElements, features - whole, y + whole, ldy,
+                          accumulate, sums);
+    }
   }
 }
 
 void gemm_tiles(const uint16_t* x, int64_t rows, int64_t steps, const uint16_t* panels, int64_t features, float* y,
-                int64_t ldy, bool accumulate) noexcept {
+                int64_t ldy, bool accumulate, float* sums) noexcept {
   for (int64_t r = 0; r < rows; r += kMostTiledRows) {
     const int64_t count = std::min(kMostTiledRows, rows - r);
-    // Registers 0 and 1 of few rows: sums and x.
-    const TileScope scope([&](int t) { return t < 2 ? std::min(kTileRows, count) : kTileRows; },
+    const TileScope scope([&](int t) { return t < 6 ? std::min(kTileRows, count) : kTileRows; },
                           [](int) { return kTileLine; });
-    const auto product = count <= kTileRows ? tile_rows<1, 1> : tile_rows<2, 2>;
-    product(x + r * steps * kGroup, count, steps, panels, features, y + r * ldy, ldy, accumulate);
+    const auto product = count <= kTileRows ? tile_rows<1, 2> : tile_rows<2, 2>;
+    for (int64_t n = 0; n < features; n += kMostTiledFeatures) {
+      product(x + r * steps * kGroup, count, steps, panels + n * steps * kGroup,
+              std::min(kMostTiledFeatures, features - n), y + r * ldy + n, ldy, accumulate, sums);
+    }
   }
 }
