@@ -115,10 +115,13 @@ struct AttentionPartial {
   float* acc;  // [rows, padded_head_dim(head_dim)]
 };
 
+// Rows as tiles have them.
+constexpr int64_t tiled_rows(int64_t rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows; }
+
 // Bytes that an attention kernel works in.
 constexpr int64_t attention_scratch_bytes(int64_t rows, int64_t head_dim) {
   constexpr int64_t kScores = (kAttentionBlock + 16) * 4, kScales = 2 * kAttentionBlock * 4;
-  return rows * (kScores + 4 * head_dim + 8) + kScales + 64;
+  return tiled_rows(rows) * (kScores + 4 * head_dim + 8) + kScales + 64;
 }
 
 struct Kernels {

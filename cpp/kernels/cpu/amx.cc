@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -28,6 +29,11 @@ inline constexpr int64_t kAheadOfBytes = 3072, kAheadOfBits = 3072;
 #include "kernels/cpu/amx_tiles.h"
 #include "kernels/cpu/amx_quant.h"
 #include "kernels/cpu/amx_bf16.h"
+#include "kernels/cpu/vec_math.h"
+#include "kernels/cpu/attention_avx512.h"
+#include "kernels/cpu/attention_kernels.h"
+#include "kernels/cpu/attention_bf16.h"
+#include "kernels/cpu/amx_attention.h"
 // clang-format on
 }  // namespace
 
@@ -40,6 +46,7 @@ const Kernels& amx_kernels() {
     t.gemm_q6 = gemm_quant<Q6Format>;
     t.gemm_q4 = gemm_q4_tiles;
     t.gemm_tiles = gemm_tiles;
+    t.attention[static_cast<int>(KvType::bf16)] = run_attention<TileAttention>;
     return t;
   }();
   return table;

@@ -40,6 +40,11 @@ inline void tile_store(void* p) {
                : "=m"(*static_cast<TileMemory*>(p))
                : "r"(p), "r"(int64_t{64}), "i"(T));
 }
+// To rows `stride` bytes apart.
+template <int T>
+inline void tile_store(void* p, int64_t stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(p), "r"(stride), "i"(T) : "memory");
+}
 template <int T>
 inline void tile_zero() {
   asm volatile("tilezero %%tmm%c0" : : "i"(T));

@@ -314,11 +314,12 @@ struct AttentionBlock {
     pages = (keys + kPage - 1) / kPage;
     padded = padded_head_dim(tile.head_dim);
     scores = reinterpret_cast<float*>(scratch);
-    k_scales = scores + tile.rows * kStride;
+    const int64_t rows = tiled_rows(tile.rows);
+    k_scales = scores + rows * kStride;
     v_scales = k_scales + kAttentionBlock;
     q_scales = v_scales + kAttentionBlock;
-    weight_scales = q_scales + tile.rows;
-    q = reinterpret_cast<Operand*>(weight_scales + tile.rows);
+    weight_scales = q_scales + rows;
+    q = reinterpret_cast<Operand*>(weight_scales + rows);
   }
 
   // What to ask for while page p of K, or of V, is read. What lies right behind comes by itself, and faster, unless
@@ -423,11 +424,14 @@ struct AttentionBlock {
       }
   }
 
-  void run() const {
+  void read_queries() const {
     for (int64_t r = 0; r < tile.rows; ++r) {
       q_scales[r] = Kv::query(tile.q + r / tile.group * tile.q_stride + r % tile.group * tile.head_dim, tile.head_dim,
                               q + r * tile.head_dim);
     }
+  }
+
+  void read_keys() const {
     if constexpr (kScaled) {
       for (int64_t p = 0; p < pages; ++p) {
         for (int64_t i = 0; i < kPage; i += kLine / 2) _mm_prefetch(v_scales_of(p) + i, _MM_HINT_T0);
@@ -438,7 +442,9 @@ struct AttentionBlock {
       if constexpr (kScaled) read_scales(k_scales_of(p), k_scales + p * kPage);  // they lie behind the keys
     }
     for (int64_t p = 0; kScaled && p < pages; ++p) read_scales(v_scales_of(p), v_scales + p * kPage);
-    for (int64_t r = 0; r < tile.rows; ++r) row_weights(r);
+  }
+
+  void read_values() const {
     for_row_blocks<Kv::kMostRows>(tile.rows, [&](int64_t r, auto rows) {
       constexpr int V = kVecsPerRow<rows()>;
       int64_t d = 0;
@@ -449,9 +455,17 @@ struct AttentionBlock {
   }
 };
 
+template <class Block>
+void run_attention(const AttentionTile& tile, const AttentionPartial& out, std::byte* scratch) noexcept {
+  const Block block(tile, out, scratch);
+  block.read_queries();
+  block.read_keys();
+  for (int64_t r = 0; r < tile.rows; ++r) block.row_weights(r);
+  block.read_values();
+}
 template <class Kv>
 void attention(const AttentionTile& tile, const AttentionPartial& out, std::byte* scratch) noexcept {
-  AttentionBlock<Kv>(tile, out, scratch).run();
+  run_attention<AttentionBlock<Kv>>(tile, out, scratch);
 }
 
 [[maybe_unused]] void attention_merge(int64_t rows, int64_t head_dim, const AttentionPartial& total,
