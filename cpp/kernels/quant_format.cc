@@ -292,13 +292,15 @@ void QuantLayout::read_row(const QuantPanels& whole, int64_t n, float* out) cons
   const QuantPanels w = from(whole, n / kPanel);
   const int64_t lane = n % kPanel;
   const int zero = format == QuantFormat::q4_mins ? 0 : -kind_of(format).factor;
-  for (int64_t i = 0; i < cols; ++i) {
-    const int64_t g = i / kGroup;
+  for (int64_t first = 0; first < cols; first += kHalf) {
+    const int64_t g = first / kGroup;
     float scale = f16_to_f32(w.scales[(format == QuantFormat::q6 ? g / kSuperGroups : g) * kPanel + lane]);
-    if (w.steps != nullptr) scale *= static_cast<float>(w.steps[i / kHalf * kPanel + lane]);
+    if (w.steps != nullptr) scale *= static_cast<float>(w.steps[first / kHalf * kPanel + lane]);
     const float min = w.mins != nullptr ? f16_to_f32(w.mins[g * kPanel + lane]) : 0.0f;
-    const int q = load_integer(format, w.values + g * group_bytes() + lane * 4, i % kGroup) - zero;
-    out[i] = scale * static_cast<float>(q) + min;
+    const uint8_t* values = w.values + g * group_bytes() + lane * 4;
+    for (int64_t i = first; i < std::min(first + kHalf, cols); ++i) {
+      out[i] = scale * static_cast<float>(load_integer(format, values, i % kGroup) - zero) + min;
+    }
   }
 }
 
