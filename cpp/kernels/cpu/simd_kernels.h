@@ -73,23 +73,26 @@ void head_norm_rope(float* x, const float* norm_weight, float eps, const float* 
 void short_conv(const float* bcx, int64_t tokens, int64_t hidden, int64_t begin, int64_t end, const float* weight,
                 const float* bias, int64_t taps, const float* before, float* after, float* y) noexcept {
   const int64_t past = taps - 1;
-  for_lanes(begin, end, [&](int64_t c, int64_t n) {
-    const Vec offset = bias != nullptr ? load_n(bias + c, n) : Vec::zero();
+  // Rows are read along the channels, as they lie in memory; state and weights of so many stay in the L1 cache.
+  constexpr int64_t kChannels = 512;
+  for (int64_t first = begin; first < end; first += kChannels) {
     const float* state = before;
     for (int64_t t = 0; t < tokens; ++t, state = after) {
-      const float* row = bcx + t * 3 * hidden + c;
-      const Vec bx = load_n(row, n) * load_n(row + 2 * hidden, n);
-      Vec sum = offset;
-      for (int64_t j = 0; j < past; ++j) {
-        const Vec old = load_n(state + j * hidden + c, n);
-        sum = Vec::fma(load_n(weight + j * hidden + c, n), old, sum);
-        if (j > 0) store_n(old, after + (j - 1) * hidden + c, n);
-      }
-      if (past > 0) store_n(bx, after + (past - 1) * hidden + c, n);
-      sum = Vec::fma(load_n(weight + past * hidden + c, n), bx, sum);
-      store_n(load_n(row + hidden, n) * sum, y + t * hidden + c, n);
+      for_lanes(first, std::min(end, first + kChannels), [&](int64_t c, int64_t n) {
+        const float* row = bcx + t * 3 * hidden + c;
+        const Vec bx = load_n(row, n) * load_n(row + 2 * hidden, n);
+        Vec sum = bias != nullptr ? load_n(bias + c, n) : Vec::zero();
+        for (int64_t j = 0; j < past; ++j) {
+          const Vec old = load_n(state + j * hidden + c, n);
+          sum = Vec::fma(load_n(weight + j * hidden + c, n), old, sum);
+          if (j > 0) store_n(old, after + (j - 1) * hidden + c, n);
+        }
+        if (past > 0) store_n(bx, after + (past - 1) * hidden + c, n);
+        sum = Vec::fma(load_n(weight + past * hidden + c, n), bx, sum);
+        store_n(load_n(row + hidden, n) * sum, y + t * hidden + c, n);
+      });
     }
-  });
+  }
 }
 
 void to_bf16(const float* x, int64_t n, uint16_t* out) noexcept {
