@@ -2,6 +2,10 @@
 
 inline constexpr int64_t kChunkSteps = 8;  // tiles of weights whose panels stay in the L1 cache
 
+inline void prefetch_tile(const void* p) {
+  for (int64_t i = 0; i < kTileBytes; i += kLine) _mm_prefetch(static_cast<const char*>(p) + i, _MM_HINT_T0);
+}
+
 // R tiles of rows times P panels over some steps; sums wait in `sums` between chunks. ahead: turned at each step.
 // Registers: 0 to 3 for sums, 4 and 5 for x, 6 and 7 for weights.
 template <int R, int P>
@@ -21,10 +25,15 @@ inline void tile_chunk(const uint16_t* x, int64_t x_tiles, const uint16_t* w, in
       tile_load<kX + r()>(x + (r() * x_tiles + s) * kElements, kTileLine);
     });
     for_constants<P>([&](auto p) __attribute__((always_inline)) {
-      tile_load<kW + p()>(w + (p() * w_tiles + s) * kElements, kTileLine);
+      tile_load<kW + p() % 2>(w + (p() * w_tiles + s) * kElements, kTileLine);
       for_constants<R>([&](auto r)
-                           __attribute__((always_inline)) { tile_multiply<r() * P + p(), kX + r(), kW + p()>(); });
+                           __attribute__((always_inline)) { tile_multiply<r() * P + p(), kX + r(), kW + p() % 2>(); });
     });
+    if constexpr (R == 1) {
+      for (int p = 0; p < P; ++p) {
+        prefetch_tile(w + (p * w_tiles + s + 1) * kElements);
+      }
+    }
     ahead.turn<2>();
   }
   for_constants<R * P>([&](auto c) __attribute__((always_inline)) { tile_store<c()>(sums + c() * kTileLanes); });
@@ -107,7 +116,7 @@ void gemm_tiles(const uint16_t* x, int64_t rows, int64_t steps, const uint16_t* 
     const int64_t count = std::min(kMostTiledRows, rows - r);
     const TileScope scope([&](int t) { return t < 6 ? std::min(kTileRows, count) : kTileRows; },
                           [](int) { return kTileLine; });
-    const auto product = count <= kTileRows ? tile_rows<1, 2> : tile_rows<2, 2>;
+    const auto product = count <= kTileRows ? tile_rows<1, 4> : tile_rows<2, 2>;
     for (int64_t n = 0; n < features; n += kMostTiledFeatures) {
       product(x + r * steps * kGroup, count, steps, panels + n * steps * kGroup,
               std::min(kMostTiledFeatures, features - n), y + r * ldy + n, ldy, accumulate, sums);
