@@ -16,8 +16,9 @@
 
 namespace lfm {
 namespace {
-// Intel's cores: decoding one sequence x1.06 for both (AMD's, AVX-512: no gain).
-inline constexpr int64_t kAheadOfBytes = 3072, kAheadOfBits = 3072;
+// Intel's cores: decoding one sequence x1.06 for bits, x1.12 for bytes (AMD's, AVX-512: no gain).
+inline constexpr int64_t kAheadOfBytes = 512, kAheadOfBits = 3072;
+inline constexpr int kPanelsOfBytes = 2;
 
 // clang-format off: each needs the ones before it
 #include "kernels/cpu/vec_avx512.h"

@@ -1,7 +1,7 @@
 // Activations to int8, and matrix products over 16-row panels of int8, 6-bit and int4 weights, written once over `Vec`,
 // `IntVec` and the byte products of a format. Included like panel_kernels.h, whose write_tile it uses, by translation
 // units that define kAheadOfBytes and kAheadOfBits: how many bytes ahead a single row prefetches int8 weights, and
-// those of 6 and 4 bits, 0 for not at all.
+// those of 6 and 4 bits, 0 for not at all; and kPanelsOfBytes: how many panels of int8 weights it reads together.
 
 // Bits of magnitudes are in the order of the numbers, infinity above all of them and NaN above that.
 inline IntVec magnitude_bits(Vec v) { return IntVec::bits_of(v) & IntVec::set(0x7fffffff); }
@@ -100,13 +100,14 @@ struct PlainFormat {
   using Unpacked = void;
   // As many sums, integer and fp32, as registers allow, and few loads for each: Zen 4 has one 64-byte load a cycle.
   // With eight lanes the fp32 sums wait on the stack: they are touched once a group.
-  static constexpr int kRows = 4, kPanels = Vec::kWidth == 16 ? 3 : 1;
+  static constexpr int kRows = 4, kPanels = Vec::kWidth == 16 ? 3 : 1, kRowPanels = 1;  // kRowPanels: of a single row
 };
 
 struct Q8Format : PlainFormat {
   static constexpr bool kPowers = false;
   static constexpr int64_t kBytes = kPanel * kGroup, kQuadsPerLoad = 1;
   static constexpr int64_t kAhead = kAheadOfBytes, kFetchFrom = 3 / kPanelVecs;
+  static constexpr int kRowPanels = kPanelsOfBytes;
   static void load(const uint8_t* p, ByteVec (&quads)[1]) { quads[0] = ByteVec::load(p); }
   using Dot = DotQ8;
   static IntVec start(const int32_t* sum) { return IntVec::set(*sum); }
@@ -155,7 +156,7 @@ using Dots = T[R][P][kPanelVecs];
 
 // One row, or what is left of several.
 template <class Format, int R, int P>
-constexpr bool kStreams = R * P == 1 && Format::kAhead > 0;
+constexpr bool kStreams = R == 1 && P <= Format::kRowPanels && Format::kAhead > 0;
 
 // The integer sums of R rows and P panels over a whole or half group, of Count quads. base: see quant_tile.
 // Always inline: the sums are in registers then.
@@ -370,6 +371,10 @@ template <class Format>
 void gemm_quant(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& panels, int64_t features, float* y,
                 int64_t ldy, bool accumulate) noexcept {
   constexpr int kRows = Format::kRows, kPanels = Format::kPanels;
+  if constexpr (Format::kRowPanels > 1) {
+    if (rows == 1)
+      return quant_rows<Format, 1, Format::kRowPanels>(x, 1, groups, panels, 0, features, y, ldy, accumulate);
+  }
   // Few rows panel by panel, where memory is the limit: one sequential stream is what the prefetchers follow best.
   const auto product = rows < kRows ? quant_rows<Format, kRows - 1, 1> : quant_rows<Format, kRows, kPanels>;
   product(x, rows, groups, panels, 0, features, y, ldy, accumulate);
