@@ -32,7 +32,7 @@ constexpr int64_t tile_steps(int64_t rows, int64_t steps) {  // a step: 32 input
   const int64_t most = kCache / (std::min(rows, kMostTiledRows) * kStepBytes);
   return steps <= most ? steps : std::max(most / kSteps * kSteps, kSteps);
 }
-// Floats that Kernels::gemm_tiles works in.
+// Floats that Kernels::gemm_tiles works in: blocks of 2 x 2 tiles, or of 1 x 4.
 constexpr int64_t tile_sums(int64_t rows, int64_t steps, int64_t features) {
   constexpr int64_t kWhole = 2 * kTileRows;
   const int64_t most = tile_steps(rows, steps) < steps ? kMostTiledFeatures : kWhole;

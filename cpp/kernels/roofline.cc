@@ -43,6 +43,17 @@ void fill(ComputeType type, Buffer<std::byte>& buffer) {
   }
 }
 
+constexpr int64_t kLine = 8, kPiece = 128;  // in uint64_t
+
+// Eight independent results: loads, not the arithmetic, are what this loop waits for.
+uint64_t read_piece(const uint64_t* p) {
+  uint64_t s[kLine] = {};
+  for (int64_t i = 0; i < kPiece; i += kLine) {
+    for (int64_t l = 0; l < kLine; ++l) s[l] ^= p[i + l];
+  }
+  return s[0] ^ s[1] ^ s[2] ^ s[3] ^ s[4] ^ s[5] ^ s[6] ^ s[7];
+}
+
 }  // namespace
 
 double measure_read_bandwidth(int num_threads, int64_t bytes) {
@@ -54,22 +65,34 @@ double measure_read_bandwidth(int num_threads, int64_t bytes) {
     for (int64_t i = begin; i < end; ++i) data[static_cast<size_t>(i)] = static_cast<uint64_t>(i);
   });
   volatile uint64_t sink = 0;
-  const double best = best_seconds(7, [&] {
+  const auto n = static_cast<int64_t>(data.size());
+  const uint64_t* p = data.data();
+  // As hardware fetches it, one stream for each thread; and as some cores get more: several streams, whose next piece
+  // is asked for.
+  const double plain = best_seconds(7, [&] {
     uint64_t total = 0;
-    const auto n = static_cast<int64_t>(data.size());
-    const uint64_t* p = data.data();
-    // Eight independent sums: loads, not additions, are what this loop waits for.
-#pragma omp parallel for schedule(static) reduction(+ : total)
-    for (int64_t i = 0; i < n / 64; ++i) {
-      uint64_t s[8] = {};
-      for (int j = 0; j < 64; j += 8) {
-        for (int l = 0; l < 8; ++l) s[l] ^= p[i * 64 + j + l];
-      }
-      total += s[0] ^ s[1] ^ s[2] ^ s[3] ^ s[4] ^ s[5] ^ s[6] ^ s[7];
-    }
-    sink = sink + total;
+#pragma omp parallel for schedule(static) reduction(^ : total)
+    for (int64_t i = 0; i < n / kPiece; ++i) total ^= read_piece(p + i * kPiece);
+    sink = sink ^ total;
   });
-  return static_cast<double>(data.bytes()) / best;
+  constexpr int64_t kStreams = 4, kStream = 32 * kPiece, kBlock = kStreams * kStream;
+  const double streams = best_seconds(7, [&] {
+    uint64_t total = 0;
+#pragma omp parallel for schedule(static) reduction(^ : total)
+    for (int64_t block = 0; block < n / kBlock; ++block) {
+      for (int64_t at = 0; at < kStream; at += kPiece) {
+        for (int64_t s = 0; s < kStreams; ++s) {
+          const uint64_t* piece = p + block * kBlock + s * kStream + at;
+          for (int64_t i = 0; i < kPiece; i += kLine) __builtin_prefetch(piece + kPiece + i);
+          total ^= read_piece(piece);
+        }
+      }
+    }
+    sink = sink ^ total;
+  });
+  constexpr double kWord = sizeof(uint64_t);
+  return kWord *
+         std::max(static_cast<double>(n / kPiece * kPiece) / plain, static_cast<double>(n / kBlock * kBlock) / streams);
 }
 
 double measure_gemm(ComputeType type, int64_t rows, int64_t k, int64_t n, int num_threads) {

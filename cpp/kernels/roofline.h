@@ -8,7 +8,7 @@
 namespace lfm {
 
 // Bytes per second that `num_threads` threads read from memory, streaming over a buffer of `bytes` (far larger than
-// the caches); the best of several passes.
+// the caches); the best of several passes, each thread with one stream or with four.
 double measure_read_bandwidth(int num_threads, int64_t bytes);
 
 // FLOP per second of oneDNN's own matmul [rows, k] x [k, n] with packed weights; best of several runs. `type` f32 or
