@@ -372,8 +372,9 @@ void gemm_quant(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels
                 int64_t ldy, bool accumulate) noexcept {
   constexpr int kRows = Format::kRows, kPanels = Format::kPanels;
   if constexpr (Format::kRowPanels > 1) {
-    if (rows == 1)
+    if (rows == 1) {
       return quant_rows<Format, 1, Format::kRowPanels>(x, 1, groups, panels, 0, features, y, ldy, accumulate);
+    }
   }
   // Few rows panel by panel, where memory is the limit: one sequential stream is what the prefetchers follow best.
   const auto product = rows < kRows ? quant_rows<Format, kRows - 1, 1> : quant_rows<Format, kRows, kPanels>;
