@@ -24,12 +24,17 @@ inline constexpr int64_t kMostRows = 96;    // of x, which stay in cache while p
 inline constexpr int64_t kTileRows = 16;    // of x in one tile
 inline constexpr int64_t kLogitBlock = 64;  // logits that a sampler skips together
 
+// Rows as tiles have them.
+constexpr int64_t tiled_rows(int64_t rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows; }
+// Bytes of x that stay in the L2 cache of a CPU with AMX (2 MB) beside weights.
+inline constexpr int64_t kTiledCache = 5 << 18;
+
 // Tiles of bf16. Every block of rows reads all weights again, which memory gives more slowly than tiles take them: many
-// rows together, with as many of their inputs at a time as the L2 cache of a CPU with AMX (2 MB) holds.
+// rows together, with as many of their inputs at a time as the cache holds.
 inline constexpr int64_t kMostTiledRows = 512, kMostTiledFeatures = 1024;
 constexpr int64_t tile_steps(int64_t rows, int64_t steps) {  // a step: 32 inputs
-  constexpr int64_t kCache = 5 << 18, kStepBytes = 64, kSteps = 8;
-  const int64_t most = kCache / (std::min(rows, kMostTiledRows) * kStepBytes);
+  constexpr int64_t kStepBytes = 64, kSteps = 8;
+  const int64_t most = kTiledCache / (std::min(rows, kMostTiledRows) * kStepBytes);
   return steps <= most ? steps : std::max(most / kSteps * kSteps, kSteps);
 }
 // Floats that Kernels::gemm_tiles works in: blocks of 2 x 2 tiles, or of 1 x 4.
@@ -114,9 +119,6 @@ struct AttentionPartial {
   float* sum;  // [rows]
   float* acc;  // [rows, padded_head_dim(head_dim)]
 };
-
-// Rows as tiles have them.
-constexpr int64_t tiled_rows(int64_t rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows; }
 
 // Bytes that an attention kernel works in.
 constexpr int64_t attention_scratch_bytes(int64_t rows, int64_t head_dim) {

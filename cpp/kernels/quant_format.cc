@@ -313,10 +313,11 @@ PackedWeights pack_quantized(std::span<const TensorView> parts, QuantFormat form
   for (const size_t size : sizes) memory->push_back(arena.allocate(size));
   const Packer packer(layout, parts, kernels, importance, *memory);
   const int64_t width = layout.groups * kGroup;
-  Buffer<float> rows(static_cast<size_t>(max_threads() * kPanel * width));  // one panel per thread as floats
+  Buffer<float> buffer;
+  const ThreadFloats rows(buffer, kPanel * width);  // one panel as floats
   std::atomic<const TensorView*> bad{nullptr};
   parallel_for(layout.panels, [&](int64_t panel) {
-    const TensorView* part = packer.pack(panel, rows.data() + thread_id() * kPanel * width);
+    const TensorView* part = packer.pack(panel, rows.of_this());
     if (part != nullptr) bad.store(part);
   });
   if (const TensorView* tensor = bad.load()) {

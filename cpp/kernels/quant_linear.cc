@@ -46,10 +46,9 @@ class QuantLinear final : public PanelLinear {
   }
   TileShape tile(int64_t rows) const override {
     if (rows < kernels_.least_tile_rows || layout_.format == QuantFormat::q6) return {4, 3};
-    // As many rows as the L2 cache of a CPU with AMX (2 MB) holds beside weights: every block of rows reads them again.
-    constexpr int64_t kCache = 5 << 18;
-    const int64_t most = kCache / (layout_.groups * kGroup) / kMostRows * kMostRows;
-    return {kTileRows, 8, std::clamp<int64_t>(most, kMostRows, 480)};
+    // As many rows as the cache holds: every block of rows reads the weights again.
+    const int64_t most = kTiledCache / (layout_.groups * kGroup) / kMostRows * kMostRows;
+    return {kTileRows, 8, std::clamp<int64_t>(most, kMostRows, 5 * kMostRows)};
   }
 
   void gemm(const void* x, int64_t rows, int64_t row, int64_t count, int64_t panel, int64_t features, float* y,

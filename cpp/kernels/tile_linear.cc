@@ -40,8 +40,7 @@ class TileLinear final : public PanelLinear {
 
  protected:
   size_t activation_bytes(int64_t rows) const override {
-    const int64_t whole = (rows + kTileRows - 1) / kTileRows * kTileRows;
-    return static_cast<size_t>(whole * steps_ * kStep) * sizeof(uint16_t);
+    return static_cast<size_t>(tiled_rows(rows) * steps_ * kStep) * sizeof(uint16_t);
   }
   void convert_row(const float* x, int64_t m, int64_t /*rows*/, std::byte* activations) const override {
     uint16_t* row =

@@ -2,10 +2,6 @@
 
 inline constexpr int64_t kChunkSteps = 8;  // tiles of weights whose panels stay in the L1 cache
 
-inline void prefetch_tile(const void* p) {
-  for (int64_t i = 0; i < kTileBytes; i += kLine) _mm_prefetch(static_cast<const char*>(p) + i, _MM_HINT_T0);
-}
-
 // R tiles of rows times P panels over some steps; sums wait in `sums` between chunks. ahead: turned at each step. One
 // tile of rows waits for memory: it asks for the next tile of each panel, in the order of memory, nearer than hardware
 // would, and so gets more of it.
@@ -32,7 +28,9 @@ inline void tile_chunk(const uint16_t* x, int64_t x_tiles, const uint16_t* w, in
                            __attribute__((always_inline)) { tile_multiply<r() * P + p(), kX + r(), kW + p() % 2>(); });
     });
     if constexpr (R == 1) {
-      for (int p = 0; p < P; ++p) prefetch_tile(w + (p * w_tiles + s + 1) * kElements);
+      for (int p = 0; p < P; ++p) {
+        Ahead{reinterpret_cast<const char*>(w + (p * w_tiles + s + 1) * kElements), kTileBytes}.template turn<3>();
+      }
     }
     ahead.turn<2>();
   }
