@@ -1,7 +1,7 @@
 // Activations to int8, and matrix products over 16-row panels of int8, 6-bit and int4 weights, written once over `Vec`,
 // `IntVec` and the byte products of a format. Included like panel_kernels.h, whose write_tile it uses, by translation
 // units that define kAheadOfBytes and kAheadOfBits: how many bytes ahead a single row prefetches int8 weights, and
-// those of 6 and 4 bits, 0 for not at all; and kPanelsOfBytes: how many panels of int8 weights it reads together.
+// those of 6 and 4 bits, 0 for not at all; and kPanelsOfRow: how many panels it reads together.
 
 // Bits of magnitudes are in the order of the numbers, infinity above all of them and NaN above that.
 inline IntVec magnitude_bits(Vec v) { return IntVec::bits_of(v) & IntVec::set(0x7fffffff); }
@@ -100,14 +100,13 @@ struct PlainFormat {
   using Unpacked = void;
   // As many sums, integer and fp32, as registers allow, and few loads for each: Zen 4 has one 64-byte load a cycle.
   // With eight lanes the fp32 sums wait on the stack: they are touched once a group.
-  static constexpr int kRows = 4, kPanels = Vec::kWidth == 16 ? 3 : 1, kRowPanels = 1;  // kRowPanels: of a single row
+  static constexpr int kRows = 4, kPanels = Vec::kWidth == 16 ? 3 : 1;
 };
 
 struct Q8Format : PlainFormat {
   static constexpr bool kPowers = false;
   static constexpr int64_t kBytes = kPanel * kGroup, kQuadsPerLoad = 1;
   static constexpr int64_t kAhead = kAheadOfBytes, kFetchFrom = 3 / kPanelVecs;
-  static constexpr int kRowPanels = kPanelsOfBytes;
   static void load(const uint8_t* p, ByteVec (&quads)[1]) { quads[0] = ByteVec::load(p); }
   using Dot = DotQ8;
   static IntVec start(const int32_t* sum) { return IntVec::set(*sum); }
@@ -154,15 +153,33 @@ struct Q4Format : PlainFormat {
 template <int R, int P, class T = IntVec>
 using Dots = T[R][P][kPanelVecs];
 
-// One row, or what is left of several.
+// One row, or what is left of several. Several panels together fetch their scales too: so many streams are more than
+// the prefetchers follow.
 template <class Format, int R, int P>
-constexpr bool kStreams = R == 1 && P <= Format::kRowPanels && Format::kAhead > 0;
+constexpr bool kStreams = R == 1 && P <= kPanelsOfRow && Format::kAhead > 0;
+
+// `ahead` bytes after group g of a panel; where P panels end before that, as far into those that are read next.
+template <int P>
+inline int64_t bytes_ahead(int64_t ahead, int64_t group_bytes, int64_t g, int64_t groups) {
+  if (P == 1) return ahead;
+  const int64_t whole = (ahead + group_bytes - 1) / group_bytes;
+  return (whole + (g + whole >= groups ? (P - 1) * groups : 0)) * group_bytes;
+}
+
+// Asks for scales, steps or mins of P panels, of which group g is at `lanes`.
+template <int P>
+inline void fetch_lanes(const void* lanes, int64_t g, int64_t groups) {
+  constexpr int64_t kBytes = kPanel * 2, kAhead = 16 * kBytes;  // of a group
+  const int64_t ahead = bytes_ahead<P>(kAhead, kBytes, g, groups);
+  for (int p = 0; p < P; ++p) __builtin_prefetch(static_cast<const char*>(lanes) + p * groups * kBytes + ahead);
+}
 
 // The integer sums of R rows and P panels over a whole or half group, of Count quads. base: see quant_tile.
 // Always inline: the sums are in registers then.
 template <class Format, int64_t Count, int R, int P>
 [[gnu::always_inline]] inline void add_quads(const int8_t* const* base, int64_t ld, const uint8_t* values,
-                                             int64_t panel_bytes, const int32_t* sums, Dots<R, P>& total) {
+                                             int64_t panel_bytes, int64_t ahead, const int32_t* sums,
+                                             Dots<R, P>& total) {
   constexpr int64_t kQuads = Format::kQuadsPerLoad, kLoad = Format::kBytes / (kGroup / 4) * kQuads;
   Dots<R, P, typename Format::Dot> dot;
   for (int r = 0; r < R; ++r)
@@ -173,7 +190,7 @@ template <class Format, int64_t Count, int R, int P>
     for (int p = 0; p < P; ++p) {
       const uint8_t* at = values + p * panel_bytes + load() * kLoad;
       if constexpr (kStreams<Format, R, P>) {
-        for (int64_t line = 0; line < kLoad; line += kLine) __builtin_prefetch(at + Format::kAhead + line);
+        for (int64_t line = 0; line < kLoad; line += kLine) __builtin_prefetch(at + ahead + line);
       }
       for (int i = 0; i < kPanelVecs; ++i) Format::load(at + i * Vec::kWidth * 4, quads[p][i]);
     }
@@ -247,13 +264,20 @@ inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const Quant
   set_zero<R, P>(sum);
   set_zero<R, P>(part);
   for (int64_t g = 0; g < groups; ++g) {
+    const int64_t values_ahead = bytes_ahead<P>(Format::kAhead, Format::kBytes, g, groups);
+    if constexpr (kStreams<Format, R, P> && P > 1) {
+      const int64_t lane = (panel * groups + g) * kPanel;
+      if constexpr (Format::kSteps) fetch_lanes<P>(w.steps + 2 * lane, g, groups);
+      if constexpr (!Format::kSteps) fetch_lanes<P>(w.scales + lane, g, groups);
+      if constexpr (Format::kMins) fetch_lanes<P>(w.mins + lane, g, groups);
+    }
     Dots<R, P> dot;
     if constexpr (Format::kSteps) {
       for_constants<2>([&](auto half) __attribute__((always_inline)) {
         const int8_t* steps = w.steps + ((panel * groups + g) * 2 + half()) * kPanel;
         const int8_t* bases[kBases];
         for (int b = 0; b < kBases; ++b) bases[b] = base[b] + half() * kGroup / 2;
-        add_quads<Format, kGroup / 8, R, P>(bases, ld, values + half() * Format::kBytes / 2, panel_bytes,
+        add_quads<Format, kGroup / 8, R, P>(bases, ld, values + half() * Format::kBytes / 2, panel_bytes, values_ahead,
                                             sums + half() * x.stride, dot);
         const auto step = [&](int64_t p, int64_t lane) {
           return IntVec::load_i8(steps + p * panel_lanes * 2 + lane).to_float();
@@ -266,7 +290,7 @@ inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const Quant
       }
       sums += 2 * x.stride;
     } else {
-      add_quads<Format, kGroup / 4, R, P>(base, ld, values, panel_bytes, sums, dot);
+      add_quads<Format, kGroup / 4, R, P>(base, ld, values, panel_bytes, values_ahead, sums, dot);
       const auto scale = [&](int64_t p, int64_t lane) { return Vec::load_f16(scales + p * panel_lanes + lane); };
       add_scaled<Scale, R, P>(dot, scale, x_scales, sum);
       if constexpr (Format::kMins) {
@@ -371,9 +395,9 @@ template <class Format>
 void gemm_quant(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& panels, int64_t features, float* y,
                 int64_t ldy, bool accumulate) noexcept {
   constexpr int kRows = Format::kRows, kPanels = Format::kPanels;
-  if constexpr (Format::kRowPanels > 1) {
+  if constexpr (kPanelsOfRow > 1) {
     if (rows == 1) {
-      return quant_rows<Format, 1, Format::kRowPanels>(x, 1, groups, panels, 0, features, y, ldy, accumulate);
+      return quant_rows<Format, 1, kPanelsOfRow>(x, 1, groups, panels, 0, features, y, ldy, accumulate);
     }
   }
   // Few rows panel by panel, where memory is the limit: one sequential stream is what the prefetchers follow best.
