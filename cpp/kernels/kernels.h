@@ -130,8 +130,8 @@ struct Kernels {
   // out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i], i < n; in place allowed.
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out) noexcept;
 
-  // out[i] = silu(gate[i]) * up[i], silu(v) = v / (1 + exp(-v)).
-  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out) noexcept;
+  // y[r, i] = silu(gate[i]) * up[i] of rows x[r] = [gate[n], up[n]]; silu(v) = v / (1 + exp(-v)).
+  void (*silu_mul)(const float* x, int64_t rows, int64_t n, float* y, int64_t ldy) noexcept;
 
   // maxima[b] = the largest of x[64 b] to x[64 b + 63], as far as x[n] has them. False where an x is NaN or +infinity;
   // maxima mean nothing then.
@@ -184,6 +184,11 @@ struct Kernels {
   // border.
   void (*gemm_tiles)(const uint16_t* x, int64_t rows, int64_t steps, const uint16_t* panels, int64_t features, float* y,
                      int64_t ldy, bool accumulate, float* sums) noexcept = nullptr;
+  // A row of x, at its place in the first of its tiles; subnormal numbers are zero, as in the product.
+  void (*to_tiles)(const float* x, int64_t n, uint16_t* row) noexcept = nullptr;
+  // What silu_mul gives, as the inputs [first, first + n) of the product, both multiples of 16; row 0 is that of x.
+  void (*silu_mul_to_tiles)(const float* gate_up, int64_t rows, int64_t n, int64_t first, int64_t steps,
+                            uint16_t* x) noexcept = nullptr;
 
   // The same product for int8, 6-bit and int4 weights: integer dot products within a group, fp32 over groups in order,
   // sum = fma(dot, scale * x.scale, sum), and where there are mins then fma(x.sum * x.scale, min, sum).

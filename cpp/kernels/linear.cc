@@ -111,6 +111,15 @@ void Linear::forward_gated(const RowSource& x, int64_t rows, float* y, LinearScr
   if (rows > 0) multiply_gated(convert(x, rows, scratch), rows, y, scratch);
 }
 
+void Linear::forward_gated(const RowSource& x, int64_t rows, const Linear& next, float* y, bool accumulate,
+                           LinearScratch& scratch) const {
+  if (rows == 0) return;
+  std::byte* activations = scratch.next.ensure(next.activation_bytes(rows));
+  multiply_gated_for_next(convert(x, rows, scratch), rows, activations, scratch);
+  next.multiply(activations, rows, y, accumulate, scratch);
+  next.add_bias(y, rows);
+}
+
 void read_stacked_rows(std::span<const TensorView> parts, int64_t first, int64_t count, ComputeType type, float* out) {
   // Larger values round to infinity in bf16.
   const float limit = type == ComputeType::bf16 ? 0x1.fep127f : std::numeric_limits<float>::max();

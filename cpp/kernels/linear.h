@@ -39,6 +39,7 @@ using InputSquares = std::map<const Linear*, std::vector<double>>;
 struct LinearScratch {
   Buffer<float> rows;               // [threads, in_features]
   Buffer<std::byte> activations;    // x in the type of the product
+  Buffer<std::byte> next;           // and that of the product which follows it
   Buffer<float> tiles;              // [threads, ...]: products that are not written as they are
   Buffer<float> work;               // [threads, ...]: what a product works in
   Buffer<std::byte> pad;            // oneDNN's scratchpad
@@ -73,6 +74,10 @@ class Linear {
   // For W = [W1; W3]: y[rows, N / 2] = silu(x W1^T) * (x W3^T), without the product in memory, where gates() is true.
   virtual bool gates() const { return false; }
   void forward_gated(const RowSource& x, int64_t rows, float* y, LinearScratch& scratch) const;
+  // y = W2 (that product), or y +=, for `next` = W2, whose inputs never exist in fp32, where gates_for(next).
+  virtual bool gates_for(const Linear& /*next*/) const { return false; }
+  void forward_gated(const RowSource& x, int64_t rows, const Linear& next, float* y, bool accumulate,
+                     LinearScratch& scratch) const;
 
   // Whether products run in parallel regions that are not of base/parallel.h.
   virtual bool brings_threads() const { return false; }
@@ -104,6 +109,8 @@ class Linear {
   virtual void multiply_blocks(const void* /*x*/, std::span<const int64_t> /*blocks*/, float* /*y*/,
                                LinearScratch& /*scratch*/) const {}
   virtual void multiply_gated(const void* /*x*/, int64_t /*rows*/, float* /*y*/, LinearScratch& /*scratch*/) const {}
+  virtual void multiply_gated_for_next(const void* /*x*/, int64_t /*rows*/, std::byte* /*activations*/,
+                                       LinearScratch& /*scratch*/) const {}
   bool has_bias() const { return !bias_.empty(); }
 
  private:

@@ -257,12 +257,16 @@ void OneDnnLinear::multiply_blocked(const void* x, int64_t rows, int64_t k_chunk
 }
 
 void OneDnnLinear::multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const {
+  const int64_t n = out_features() / 2;
   multiply_gated_panels<kBlock>(
-      kTile, kernels_, rows, out_features() / 2, scratch.tiles, y,
+      kTile, rows, n, scratch.tiles,
       [&](int64_t row, int64_t count, int64_t block, int64_t blocks, float* out, int64_t ldo) {
         for (int64_t b = 0; b < blocks; ++b) {
           multiply_block(x, row, count, k_chunk_, block + b, out + b * kBlock, ldo, false);
         }
+      },
+      [&](int64_t row, int64_t count, int64_t first, int64_t width, const float* strips) {
+        kernels_.silu_mul(strips, count, width, y + row * n + first, n);
       });
 }
 

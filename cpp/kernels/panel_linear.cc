@@ -80,12 +80,10 @@ void PanelLinear::multiply_blocks(const void* x, std::span<const int64_t> blocks
 }
 
 void PanelLinear::multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const {
-  const ThreadFloats work(scratch.work, work_floats(rows));
-  multiply_gated_panels<kPanel>(
-      tile(rows), kernels_, rows, out_features() / 2, scratch.tiles, y,
-      [&](int64_t row, int64_t count, int64_t panel, int64_t panels, float* out, int64_t ldo) {
-        gemm(x, rows, row, count, panel, panels * kPanel, out, ldo, false, work.of_this());
-      });
+  const int64_t n = out_features() / 2;
+  multiply_strips(x, rows, scratch, [&](int64_t row, int64_t count, int64_t first, int64_t width, const float* strips) {
+    kernels_.silu_mul(strips, count, width, y + row * n + first, n);
+  });
 }
 
 std::unique_ptr<Linear> make_panel_linear(std::span<const TensorView> parts, ComputeType type, const Kernels& kernels,

@@ -27,6 +27,18 @@ class PanelLinear : public Linear {
   void multiply_blocks(const void* x, std::span<const int64_t> blocks, float* y, LinearScratch& scratch) const override;
   void multiply_gated(const void* x, int64_t rows, float* y, LinearScratch& scratch) const override;
 
+  // The strips of multiply_gated_panels.
+  template <class Take>
+  void multiply_strips(const void* x, int64_t rows, LinearScratch& scratch, const Take& take) const {
+    const ThreadFloats work(scratch.work, work_floats(rows));
+    multiply_gated_panels<kPanel>(
+        tile(rows), rows, out_features() / 2, scratch.tiles,
+        [&](int64_t row, int64_t count, int64_t panel, int64_t panels, float* out, int64_t ldo) {
+          gemm(x, rows, row, count, panel, panels * kPanel, out, ldo, false, work.of_this());
+        },
+        take);
+  }
+
   int64_t panels() const { return (out_features() + kPanel - 1) / kPanel; }
   const Kernels& kernels_;
 };

@@ -43,12 +43,12 @@ void for_panel_tasks(TileShape tile, int64_t rows, int64_t panels, const Task& t
   });
 }
 
-// For W = [W1; W3] in panels of kWidth outputs, n of each: y[rows, n] = silu(x W1^T) * (x W3^T). Strips of both go to a
-// small tile, and from there to y. product(row, count, panel, panels, out, ldo) writes the outputs of some panels of W
-// for `count` rows. tile: see above.
-template <int64_t kWidth, class Product>
-void multiply_gated_panels(TileShape tile, const Kernels& kernels, int64_t rows, int64_t n, Buffer<float>& tiles,
-                           float* y, const Product& product) {
+// For W = [W1; W3] in panels of kWidth outputs, n of each: product(row, count, panel, panels, out, ldo) writes the
+// outputs of some panels of W for `count` rows, next to each other those of W1 and of W3; and take(row, count, first,
+// width, strips) has strips[count, 2, width] of them, from the output `first` of each on. tile: see above.
+template <int64_t kWidth, class Product, class Take>
+void multiply_gated_panels(TileShape tile, int64_t rows, int64_t n, Buffer<float>& tiles, const Product& product,
+                           const Take& take) {
   const int64_t most_floats = std::max(kMostRows * 128, tile.most_rows * tile.panels * 2 * kWidth);  // of a thread
   const ThreadFloats all(tiles, most_floats);
   const int64_t half = n / kWidth;
@@ -59,10 +59,7 @@ void multiply_gated_panels(TileShape tile, const Kernels& kernels, int64_t rows,
       const int64_t strip = std::min(most, end - panel), width = strip * kWidth;
       product(row, count, panel, strip, strips, 2 * width);
       product(row, count, half + panel, strip, strips + width, 2 * width);
-      for (int64_t r = 0; r < count; ++r) {
-        const float* gate = strips + r * 2 * width;
-        kernels.silu_mul(gate, gate + width, width, y + (row + r) * n + panel * kWidth);
-      }
+      take(row, count, panel * kWidth, width, strips);
       panel += strip;
     }
   });

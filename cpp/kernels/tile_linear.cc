@@ -1,7 +1,6 @@
 #include "kernels/tile_linear.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "kernels/panel_linear.h"
 
@@ -37,19 +36,29 @@ class TileLinear final : public PanelLinear {
   std::vector<std::span<const std::byte>> packed_memory() const override { return {{memory_.get(), nbytes()}}; }
   size_t nbytes() const override { return static_cast<size_t>(panels() * kPanel * steps_ * kStep) * sizeof(uint16_t); }
   std::string_view implementation() const override { return "tiles:bf16"; }
+  bool gates_for(const Linear& next) const override {
+    return gates() && next.in_features() == out_features() / 2 && next.in_features() % kStep == 0 &&
+           dynamic_cast<const TileLinear*>(&next) != nullptr;
+  }
 
  protected:
   size_t activation_bytes(int64_t rows) const override {
     return static_cast<size_t>(tiled_rows(rows) * steps_ * kStep) * sizeof(uint16_t);
   }
   void convert_row(const float* x, int64_t m, int64_t /*rows*/, std::byte* activations) const override {
-    uint16_t* row =
-        reinterpret_cast<uint16_t*>(activations) + (m / kTileRows * kTileRows * steps_ + m % kTileRows) * kStep;
-    for (int64_t i = 0; i < in_features(); i += kStep, row += kTileRows * kStep) {
-      const int64_t n = std::min(kStep, in_features() - i);
-      kernels_.to_bf16(x + i, n, row);
-      std::memset(row + n, 0, static_cast<size_t>(kStep - n) * sizeof(uint16_t));
-    }
+    kernels_.to_tiles(
+        x, in_features(),
+        reinterpret_cast<uint16_t*>(activations) + (m / kTileRows * kTileRows * steps_ + m % kTileRows) * kStep);
+  }
+
+  void multiply_gated_for_next(const void* x, int64_t rows, std::byte* activations,
+                               LinearScratch& scratch) const override {
+    const int64_t steps = out_features() / 2 / kStep;
+    auto* to = reinterpret_cast<uint16_t*>(activations);
+    multiply_strips(x, rows, scratch,
+                    [&](int64_t row, int64_t count, int64_t first, int64_t width, const float* strips) {
+                      kernels_.silu_mul_to_tiles(strips, count, width, first, steps, to + row * steps * kStep);
+                    });
   }
 
   TileShape tile(int64_t) const override { return {2 * kTileRows, 2, kMostTiledRows}; }

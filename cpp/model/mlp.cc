@@ -7,6 +7,10 @@ void mlp_block(const LayerContext& ctx, const LayerWeights& layer) {
   Workspace& ws = ctx.ws;
   const int64_t width = ctx.config.intermediate_size;
   const NormedRows normed(ctx, layer.ffn_norm, TapPoint::ffn_norm);
+  const bool visible = ctx.taps_at(TapPoint::mlp_gated) || ctx.taps_at(TapPoint::mlp_output);
+  if (layer.w13->gates_for(*layer.w2) && !visible) {
+    return layer.w13->forward_gated(normed, ctx.tokens, *layer.w2, ws.hidden.data(), true, ws.linear);
+  }
   if (layer.w13->gates()) {
     ws.projected.ensure(static_cast<size_t>(ctx.tokens * width));
     layer.w13->forward_gated(normed, ctx.tokens, ws.projected.data(), ws.linear);
@@ -16,10 +20,7 @@ void mlp_block(const LayerContext& ctx, const LayerWeights& layer) {
   }
   float* both = ws.projected.ensure(static_cast<size_t>(ctx.tokens * 2 * width));
   layer.w13->forward(normed, ctx.tokens, both, false, ws.linear);
-  const auto gated = [&](int64_t t, float* out) {
-    const float* gate = both + t * 2 * width;
-    ctx.kernels.silu_mul(gate, gate + width, width, out);
-  };
+  const auto gated = [&](int64_t t, float* out) { ctx.kernels.silu_mul(both + t * 2 * width, 1, width, out, width); };
   if (!ctx.taps_at(TapPoint::mlp_gated)) return add_output(ctx, TapPoint::mlp_output, *layer.w2, gated);
   Buffer<float> rows(static_cast<size_t>(ctx.tokens * width));
   parallel_for(ctx.tokens, [&](int64_t t) { gated(t, rows.data() + t * width); });

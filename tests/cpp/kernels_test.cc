@@ -48,13 +48,55 @@ TEST_P(KernelsTest, SiluMul) {
     for (int64_t i = 0; i < n && n != 100; ++i) gate[i] = edges[static_cast<size_t>(rng.below(21))];
     std::vector<double> want(gate.size());
     for (size_t i = 0; i < gate.size(); ++i) want[i] = gate[i] / (1 + std::exp(-double{gate[i]})) * up[i];
+    std::vector<float> gate_up = gate;
+    gate_up.insert(gate_up.end(), up.begin(), up.end());
     Guarded<float> out(n);
-    kernels.silu_mul(gate.data(), up.data(), n, out.data());
+    kernels.silu_mul(gate_up.data(), 1, n, out.data(), n);
     // Below -88 the true value vanishes; what is left there is under |gate| * exp(-88).
     for (int64_t i = 0; i < n; ++i) {
       ASSERT_TRUE(close(&out[i], &want[i], 1, std::fabs(double{gate[i]}) * 3e-38, 1e-6)) << "silu of " << gate[i];
     }
     EXPECT_TRUE(out.intact());
+  }
+}
+
+TEST_P(KernelsTest, RowsToTiles) {
+  if (kernels.to_tiles == nullptr) GTEST_SKIP() << "no tiles";
+  // Of x in tiles: what row r has at input i.
+  const auto at = [](const auto& x, int64_t steps, int64_t r, int64_t i) {
+    return x[((r / 16 * steps + i / 32) * 16 + r % 16) * 32 + i % 32];
+  };
+  for (const int64_t n : {1, 15, 16, 17, 31, 32, 33, 48, 100}) {
+    const int64_t steps = (n + 31) / 32;
+    Guarded<uint16_t> tiles(std::vector<uint16_t>(static_cast<size_t>(16 * steps * 32), 7));
+    for (const int64_t r : {0, 5, 15}) {
+      std::vector<float> x = rng.normals(n);
+      x[n / 2] = 1e-39f;  // zero to products of tiles
+      kernels.to_tiles(x.data(), n, &tiles[r * 32]);
+      for (int64_t i = 0; i < steps * 32; ++i) {
+        ASSERT_EQ(at(tiles, steps, r, i), i < n && i != n / 2 ? f32_to_bf16(x[i]) : 0) << n << " " << i;
+      }
+    }
+    EXPECT_EQ(at(tiles, steps, 6, 0), 7);
+    EXPECT_TRUE(tiles.intact());
+  }
+  constexpr int64_t kSteps = 3;
+  for (const auto& [first, n] : {std::pair<int64_t, int64_t>{0, 96}, {0, 16}, {16, 16}, {16, 64}, {32, 48}, {80, 16}}) {
+    for (const int64_t rows : {1, 15, 16, 17, 40}) {
+      const std::vector<float> x = rng.normals(rows * 2 * n);
+      std::vector<float> gated(static_cast<size_t>(rows * n));
+      kernels.silu_mul(x.data(), rows, n, gated.data(), n);
+      const std::vector<uint16_t> before(static_cast<size_t>((rows + 15) / 16 * 16 * kSteps * 32), 7);
+      Guarded<uint16_t> tiles(before);
+      kernels.silu_mul_to_tiles(x.data(), rows, n, first, kSteps, tiles.data());
+      for (int64_t r = 0; r < (rows + 15) / 16 * 16; ++r) {
+        for (int64_t i = 0; i < kSteps * 32; ++i) {
+          const bool written = r < rows && i >= first && i < first + n;
+          ASSERT_EQ(at(tiles, kSteps, r, i), written ? f32_to_bf16(gated[r * n + i - first]) : 7) << r << " " << i;
+        }
+      }
+      EXPECT_TRUE(tiles.intact());
+    }
   }
 }
 

@@ -199,9 +199,7 @@ TEST_P(LinearTest, GatedEqualsTheProductThroughSilu) {
       if (!linear->gates()) continue;
       const std::vector<float> product = apply(*linear, x, 200);
       std::vector<float> want(static_cast<size_t>(200 * n / 2));
-      for (int64_t m = 0; m < 200; ++m) {
-        kernels_for(GetParam()).silu_mul(&product[m * n], &product[m * n + n / 2], n / 2, &want[m * n / 2]);
-      }
+      kernels_for(GetParam()).silu_mul(product.data(), 200, n / 2, want.data(), n / 2);
       for (const int64_t rows : {200, 1, 3, 97}) {
         const ThreadScope scope(rows % 2 == 0 ? 2 : 3);
         LinearScratch scratch;
@@ -215,6 +213,31 @@ TEST_P(LinearTest, GatedEqualsTheProductThroughSilu) {
   }
   const std::vector<float> w = rng.normals(48 * 32);  // panels that hold rows of both halves
   EXPECT_FALSE(make({view_of("w", w, {48, 32})}, ComputeType::int8)->gates());
+}
+
+TEST_P(LinearTest, GatedForTheNextEqualsBothInTurn) {
+  constexpr int64_t kOut = 40;
+  for (const auto& [k, n] : {std::pair<int64_t, int64_t>{33, 32}, {64, 96}, {96, 608}, {64, 48}}) {
+    const std::vector<float> w = rng.normals(2 * n * k), w2 = rng.normals(n * kOut), x = rng.normals(200 * k);
+    const auto row = [&](int64_t m, float* out) { std::copy_n(&x[m * k], k, out); };
+    for (const Kind& kind : kKinds) {
+      const auto gates = make({view_of("w13", w, {2 * n, k})}, kind), next = make({view_of("w2", w2, {kOut, n})}, kind);
+      ASSERT_EQ(gates->gates_for(*next), gates->implementation() == "tiles:bf16" && n % 32 == 0);
+      EXPECT_FALSE(gates->gates_for(*make({view_of("w2", w2, {kOut / 2, 2 * n})}, kind)));
+      if (!gates->gates_for(*next)) continue;
+      for (const int64_t rows : {200, 1, 3, 97}) {
+        const ThreadScope scope(rows % 2 == 0 ? 2 : 3);
+        LinearScratch scratch;
+        std::vector<float> gated(static_cast<size_t>(rows * n)), want = rng.normals(rows * kOut);
+        Guarded<float> y(want);
+        gates->forward_gated(row, rows, gated.data(), scratch);
+        next->forward(gated.data(), rows, want.data(), true, scratch);
+        gates->forward_gated(row, rows, *next, y.data(), true, scratch);
+        EXPECT_TRUE(y.intact());
+        EXPECT_TRUE(same_bits(y.data(), want.data(), rows * kOut)) << rows << " rows of " << n;
+      }
+    }
+  }
 }
 
 TEST_P(LinearTest, SomeOutputsHaveTheBitsOfAll) {

@@ -24,13 +24,13 @@ inline constexpr int kPanelsOfRow = 2;
 #include "kernels/cpu/vec_avx512.h"
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/panel_kernels.h"
+#include "kernels/cpu/vec_math.h"
 #include "kernels/cpu/dot_vnni.h"
 #include "kernels/cpu/quant_scales.h"
 #include "kernels/cpu/quant_kernels.h"
 #include "kernels/cpu/amx_tiles.h"
 #include "kernels/cpu/amx_quant.h"
 #include "kernels/cpu/amx_bf16.h"
-#include "kernels/cpu/vec_math.h"
 #include "kernels/cpu/attention_avx512.h"
 #include "kernels/cpu/attention_kernels.h"
 #include "kernels/cpu/attention_bf16.h"
@@ -47,6 +47,8 @@ const Kernels& amx_kernels() {
     t.gemm_q6 = gemm_quant<Q6Format>;
     t.gemm_q4 = gemm_q4_tiles;
     t.gemm_tiles = gemm_tiles;
+    t.to_tiles = to_tiles;
+    t.silu_mul_to_tiles = silu_mul_to_tiles;
     t.attention[static_cast<int>(KvType::bf16)] = run_attention<TileAttention>;
     return t;
   }();

@@ -120,3 +120,36 @@ void gemm_tiles(const uint16_t* x, int64_t rows, int64_t steps, const uint16_t* 
     }
   }
 }
+
+// 32 inputs of a row, in bf16.
+inline void store_step(Vec low, Vec high, uint16_t* to) {
+  _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high.v, low.v));
+}
+
+void to_tiles(const float* x, int64_t n, uint16_t* row) noexcept {
+  constexpr int64_t kStep = 2 * Vec::kWidth;
+  for (int64_t i = 0; i < n; i += kStep, row += kTileRows * kStep) {
+    const int64_t rest = n - i - Vec::kWidth;
+    store_step(load_n(x + i, std::min(Vec::kWidth, n - i)),
+               rest > 0 ? load_n(x + i + Vec::kWidth, std::min(Vec::kWidth, rest)) : Vec::zero(), row);
+  }
+}
+
+void silu_mul_to_tiles(const float* gate_up, int64_t rows, int64_t n, int64_t first, int64_t steps,
+                       uint16_t* x) noexcept {
+  constexpr int64_t kWidth = Vec::kWidth, kStep = 2 * kWidth;
+  for (int64_t r = 0; r < rows; ++r, gate_up += 2 * n) {
+    const auto value = [&](int64_t i) { return silu(Vec::load(gate_up + i)) * Vec::load(gate_up + n + i); };
+    for (int64_t i = 0; i < n;) {
+      const int64_t step = (first + i) / kStep, half = (first + i) % kStep;
+      uint16_t* to = x + ((r / kTileRows * steps + step) * kTileRows + r % kTileRows) * kStep + half;
+      if (half == 0 && i + kStep <= n) {
+        store_step(value(i), value(i + kWidth), to);
+        i += kStep;
+      } else {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(value(i).v));
+        i += kWidth;
+      }
+    }
+  }
+}

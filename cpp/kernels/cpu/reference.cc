@@ -26,8 +26,10 @@ void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* 
   for (int64_t i = 0; i < n; ++i) out[i] = x[i] * scale * weight[i];
 }
 
-void silu_mul(const float* gate, const float* up, int64_t n, float* out) noexcept {
-  for (int64_t i = 0; i < n; ++i) out[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
+void silu_mul(const float* x, int64_t rows, int64_t n, float* y, int64_t ldy) noexcept {
+  for (int64_t r = 0; r < rows; ++r, x += 2 * n, y += ldy) {
+    for (int64_t i = 0; i < n; ++i) y[i] = x[i] / (1.0f + std::exp(-x[i])) * x[n + i];
+  }
 }
 
 bool block_max(const float* x, int64_t n, float* maxima) noexcept {

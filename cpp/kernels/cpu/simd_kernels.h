@@ -49,12 +49,10 @@ bool block_max(const float* x, int64_t n, float* maxima) noexcept {
   return rest && (Vec::zero() - valid).max() == -1.0f;
 }
 
-void silu_mul(const float* gate, const float* up, int64_t n, float* out) noexcept {
-  for_lanes(0, n, [&](int64_t i, int64_t k) {
-    const Vec g = load_n(gate + i, k);
-    const Vec silu = g / (Vec::set(1.0f) + exp(Vec::zero() - g));
-    store_n(silu * load_n(up + i, k), out + i, k);
-  });
+void silu_mul(const float* x, int64_t rows, int64_t n, float* y, int64_t ldy) noexcept {
+  for (int64_t r = 0; r < rows; ++r, x += 2 * n, y += ldy) {
+    for_lanes(0, n, [&](int64_t i, int64_t k) { store_n(silu(load_n(x + i, k)) * load_n(x + n + i, k), y + i, k); });
+  }
 }
 
 void head_norm_rope(float* x, const float* norm_weight, float eps, const float* cos, const float* sin, float scale,

@@ -18,3 +18,5 @@ inline Vec exp(Vec x) {
   p = Vec::fma(p, r, Vec::set(1.0f));
   return Vec::keep_ge(x, lowest, p * Vec::exp2i(n));
 }
+
+inline Vec silu(Vec v) { return v / (Vec::set(1.0f) + exp(Vec::zero() - v)); }
