@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 Prompts = list[list[int]]
 NEXT_TOKEN = 1234  # what peers are fed while decoding
-PREFILL_CHUNK = 256  # lfm-engine's default
 
 
 class Session(Protocol):
@@ -77,14 +76,14 @@ class _LfmSession:
         from lfm_engine import _core
 
         total, taken = sum(map(len, prompts)), 0
-        self._scheduler = _core.Scheduler(self._core, prefill_chunk=PREFILL_CHUNK)
+        self._scheduler = _core.Scheduler(self._core)
         waiting = {
             self._scheduler.add(np.array(p), max_new_tokens=self._capacity - len(p))
             for p in prompts
         }
         while waiting:
             waiting -= {event[0] for event in self._step()}
-            taken = min(taken + PREFILL_CHUNK, total)
+            taken = min(taken + self._core.prefill_chunk, total)
             yield taken
 
     def _step(self) -> list[tuple[int, int, str]]:

@@ -39,8 +39,6 @@ struct PyScheduler {
   std::atomic<bool> busy{false};
 };
 
-constexpr int64_t kChunk = 256;  // prompt tokens per step: large enough for the GEMM peak, small enough for Ctrl-C
-
 void check_signals() {
   const py::gil_scoped_acquire gil;
   if (PyErr_CheckSignals() != 0) throw py::error_already_set();
@@ -67,7 +65,8 @@ std::shared_ptr<Model> make_model(const py::object& config, const py::object& ch
 }
 
 py::array_t<float> forward(const Model& model, PyState& state, const py::array& ids, const std::string& logits_for,
-                           int64_t chunk, const std::optional<py::array_t<float>>& out, const py::object& taps) {
+                           std::optional<int64_t> chunk, const std::optional<py::array_t<float>>& out,
+                           const py::object& taps) {
   check(logits_for == "all" || logits_for == "last", "logits must be 'all' or 'last', not '", logits_for, "'");
   const std::vector<int32_t> tokens = token_ids_from_python(ids, "input_ids");
   const SequenceInput input = {&state.state, tokens, logits_for == "all" ? LogitsFor::all : LogitsFor::last};
@@ -84,7 +83,7 @@ py::array_t<float> forward(const Model& model, PyState& state, const py::array& 
     const py::gil_scoped_release release;
     Workspace ws;
     ws.taps = own.get();
-    model.prefill(input, data, ws, chunk, check_signals);
+    model.prefill(input, data, ws, chunk.value_or(model.prefill_chunk()), check_signals);
   }
   return logits;
 }
@@ -303,12 +302,15 @@ PYBIND11_MODULE(_core, m) {
           "A digest of the weights as this model holds them, the same on every CPU: of all small tensors, and of some "
           "rows of every matrix.")
       .def("new_state", [](const Model& s) { return std::make_unique<PyState>(s.new_state()); })
+      .def_property_readonly("prefill_chunk", &Model::prefill_chunk,
+                             "Prompt tokens of one pass, where nothing else is asked for.")
       .def("state_nbytes", &Model::state_nbytes, py::arg("length"),
            "Bytes of the state of a sequence of so many tokens.")
       .def("forward", &forward, py::arg("state"), py::arg("input_ids"), py::arg("logits") = "all",
-           py::arg("chunk") = kChunk, py::arg("out").noconvert() = py::none(), py::arg("taps") = py::none(),
+           py::arg("chunk") = py::none(), py::arg("out").noconvert() = py::none(), py::arg("taps") = py::none(),
            "Appends input_ids [n] to the state; returns float32 logits [n, vocab] ('all') or [1, vocab] ('last'), "
-           "written to `out` if given. taps: as at set_taps, for this call and after those of the model.")
+           "written to `out` if given. chunk: tokens of one pass, prefill_chunk if None. taps: as at set_taps, for "
+           "this call and after those of the model.")
       .def("forward_batch", &forward_batch, py::arg("states"), py::arg("input_ids"),
            "One packed step of several sequences, without padding; returns the last logits of each, [batch, vocab].");
   bind_model_taps(model);
@@ -337,11 +339,12 @@ PYBIND11_MODULE(_core, m) {
       .def("clear", &PrefixCache::clear, "Gives everything up.");
 
   py::class_<PyScheduler>(m, "Scheduler", "Continuous batching over one model; requests join and leave at any step.")
-      .def(py::init([](std::shared_ptr<Model> model, int64_t chunk,
+      .def(py::init([](std::shared_ptr<Model> model, std::optional<int64_t> chunk,
                        const std::optional<std::shared_ptr<PrefixCache>>& cache) {
-             return std::make_unique<PyScheduler>(std::move(model), chunk, cache.value_or(nullptr));
+             const int64_t tokens = chunk.value_or(model->prefill_chunk());
+             return std::make_unique<PyScheduler>(std::move(model), tokens, cache.value_or(nullptr));
            }),
-           py::arg("model"), py::arg("prefill_chunk") = kChunk, py::arg("prefix_cache") = py::none())
+           py::arg("model"), py::arg("prefill_chunk") = py::none(), py::arg("prefix_cache") = py::none())
       .def("add", &add_request, py::arg("input_ids"), py::kw_only(), py::arg("max_new_tokens"),
            py::arg("eos_token_ids") = std::vector<int64_t>(), py::arg("do_sample") = false,
            py::arg("temperature") = 1.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f,

@@ -22,7 +22,7 @@ class ThreadFloats {
   int64_t each_;
 };
 
-// What a kernel computes together at most, and rows of x that stay in cache meanwhile.
+// What a kernel computes together at most, and rows of x that stay in cache meanwhile: whole tiles.
 struct TileShape {
   int64_t rows, panels, most_rows = kMostRows;
 };

@@ -217,6 +217,11 @@ void Model::forward(std::span<const SequenceInput> inputs, float* logits, Worksp
   for (size_t i = 0; i < inputs.size(); ++i) inputs[i].state->advance(inputs[i].tokens, ws.conv_states[i]);
 }
 
+int64_t Model::prefill_chunk() const {
+  const bool own_rows = type_ == ComputeType::bf16 && kernels_.gemm_tiles != nullptr && num_threads_ > 1;
+  return own_rows ? kMostTiledRows : 256;
+}
+
 void Model::prefill(const SequenceInput& input, float* logits, Workspace& ws, int64_t chunk,
                     const std::function<void()>& after_chunk) const {
   check_inputs({&input, 1});
@@ -236,14 +241,13 @@ void Model::prefill(const SequenceInput& input, float* logits, Workspace& ws, in
 std::map<std::string, std::vector<float>> Model::input_mean_squares(std::span<const std::vector<int32_t>> sequences,
                                                                     const std::function<void()>& after_chunk) const {
   check(type_ == ComputeType::f32, "inputs are measured in float32, not ", compute_type_name(type_));
-  constexpr int64_t kChunk = 256;
   InputSquares squares;
   Workspace ws;
   ws.linear.squares = &squares;
   size_t tokens = 0;
   for (const std::vector<int32_t>& sequence : sequences) {
     SequenceState state = new_state();
-    prefill({&state, sequence, LogitsFor::none}, nullptr, ws, kChunk, after_chunk);
+    prefill({&state, sequence, LogitsFor::none}, nullptr, ws, prefill_chunk(), after_chunk);
     tokens += sequence.size();
   }
   std::map<std::string, std::vector<float>> means;

@@ -65,6 +65,9 @@ class Model {
   // Throws what forward would throw for these inputs.
   void check_inputs(std::span<const SequenceInput> inputs) const;
 
+  // Prompt tokens of one pass: enough for the rate of its products, few enough for others who wait, and for Ctrl-C.
+  int64_t prefill_chunk() const;
+
   // forward for any number of tokens, `chunk` at a time; after_chunk (may be empty) runs after each chunk and may throw
   // to stop there.
   void prefill(const SequenceInput& input, float* logits, Workspace& ws, int64_t chunk,

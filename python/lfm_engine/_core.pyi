@@ -211,12 +211,12 @@ class Model:
         state: State,
         input_ids: numpy.ndarray,
         logits: str = "all",
-        chunk: typing.SupportsInt | typing.SupportsIndex = 256,
+        chunk: typing.SupportsInt | typing.SupportsIndex | None = None,
         out: numpy.typing.NDArray[numpy.float32] | None = None,
         taps: typing.Any = None,
     ) -> numpy.typing.NDArray[numpy.float32]:
         """
-        Appends input_ids [n] to the state; returns float32 logits [n, vocab] ('all') or [1, vocab] ('last'), written to `out` if given. taps: as at set_taps, for this call and after those of the model.
+        Appends input_ids [n] to the state; returns float32 logits [n, vocab] ('all') or [1, vocab] ('last'), written to `out` if given. chunk: tokens of one pass, prefill_chunk if None. taps: as at set_taps, for this call and after those of the model.
         """
     def forward_batch(
         self,
@@ -275,6 +275,11 @@ class Model:
         """
     @property
     def num_threads(self) -> int: ...
+    @property
+    def prefill_chunk(self) -> int:
+        """
+        Prompt tokens of one pass, where nothing else is asked for.
+        """
     @property
     def weight_nbytes(self) -> int:
         """
@@ -393,7 +398,7 @@ class Scheduler:
     def __init__(
         self,
         model: Model,
-        prefill_chunk: typing.SupportsInt | typing.SupportsIndex = 256,
+        prefill_chunk: typing.SupportsInt | typing.SupportsIndex | None = None,
         prefix_cache: PrefixCache | None = None,
     ) -> None: ...
     def add(

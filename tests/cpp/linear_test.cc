@@ -218,14 +218,14 @@ TEST_P(LinearTest, GatedEqualsTheProductThroughSilu) {
 TEST_P(LinearTest, GatedForTheNextEqualsBothInTurn) {
   constexpr int64_t kOut = 40;
   for (const auto& [k, n] : {std::pair<int64_t, int64_t>{33, 32}, {64, 96}, {96, 608}, {64, 48}}) {
-    const std::vector<float> w = rng.normals(2 * n * k), w2 = rng.normals(n * kOut), x = rng.normals(200 * k);
+    const std::vector<float> w = rng.normals(2 * n * k), w2 = rng.normals(n * kOut), x = rng.normals(1000 * k);
     const auto row = [&](int64_t m, float* out) { std::copy_n(&x[m * k], k, out); };
     for (const Kind& kind : kKinds) {
       const auto gates = make({view_of("w13", w, {2 * n, k})}, kind), next = make({view_of("w2", w2, {kOut, n})}, kind);
       ASSERT_EQ(gates->gates_for(*next), gates->implementation() == "tiles:bf16" && n % 32 == 0);
       EXPECT_FALSE(gates->gates_for(*make({view_of("w2", w2, {kOut / 2, 2 * n})}, kind)));
       if (!gates->gates_for(*next)) continue;
-      for (const int64_t rows : {200, 1, 3, 97}) {
+      for (const int64_t rows : {1000, 200, 1, 3, 97}) {
         const ThreadScope scope(rows % 2 == 0 ? 2 : 3);
         LinearScratch scratch;
         std::vector<float> gated(static_cast<size_t>(rows * n)), want = rng.normals(rows * kOut);
