@@ -18,7 +18,7 @@ namespace lfm {
 namespace {
 // Intel's cores: decoding one sequence x1.2 for bits, x1.16 for bytes (AMD's, AVX-512: no gain).
 inline constexpr int64_t kAheadOfBytes = 512, kAheadOfBits = 1024;
-inline constexpr int kPanelsOfRow = 2;
+inline constexpr int kStreamedPanels = 2;
 
 // clang-format off: each needs the ones before it
 #include "kernels/cpu/vec_avx512.h"

@@ -15,7 +15,7 @@
 namespace lfm {
 namespace {
 inline constexpr int64_t kAheadOfBytes = 1536, kAheadOfBits = 4544;
-inline constexpr int kPanelsOfRow = 1;
+inline constexpr int kStreamedPanels = 1;
 
 // clang-format off: each needs the ones before it
 #include "kernels/cpu/vec_avx2.h"

@@ -14,7 +14,7 @@
 namespace lfm {
 namespace {
 inline constexpr int64_t kAheadOfBytes = 1536, kAheadOfBits = 4544;
-inline constexpr int kPanelsOfRow = 1;
+inline constexpr int kStreamedPanels = 1;
 #include "kernels/cpu/vec_avx2.h"
 
 // sum + w * a over 4 inputs per lane; w in 0..255, a: four int8 packed in `quad`.

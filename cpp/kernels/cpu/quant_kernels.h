@@ -1,7 +1,8 @@
 // Activations to int8, and matrix products over 16-row panels of int8, 6-bit and int4 weights, written once over `Vec`,
 // `IntVec` and the byte products of a format. Included like panel_kernels.h, whose write_tile it uses, by translation
 // units that define kAheadOfBytes and kAheadOfBits: how many bytes ahead a single row prefetches int8 weights, and
-// those of 6 and 4 bits, 0 for not at all; and kPanelsOfRow: how many panels it reads together.
+// those of 6 and 4 bits, 0 for not at all; and kStreamedPanels: how many panels it reads together; several, also for
+// few rows.
 
 // Bits of magnitudes are in the order of the numbers, infinity above all of them and NaN above that.
 inline IntVec magnitude_bits(Vec v) { return IntVec::bits_of(v) & IntVec::set(0x7fffffff); }
@@ -153,10 +154,11 @@ struct Q4Format : PlainFormat {
 template <int R, int P, class T = IntVec>
 using Dots = T[R][P][kPanelVecs];
 
-// One row, or what is left of several. Several panels together fetch their scales too: so many streams are more than
+// A tile that asks for its own memory. Several panels together fetch their scales too: so many streams are more than
 // the prefetchers follow.
+inline constexpr int kStreamedRows = kStreamedPanels > 1 ? 4 : 1;
 template <class Format, int R, int P>
-constexpr bool kStreams = R == 1 && P <= kPanelsOfRow && Format::kAhead > 0;
+constexpr bool kStreams = R <= kStreamedRows && P <= kStreamedPanels && Format::kAhead > 0;
 
 // `ahead` bytes after group g of a panel; where P panels end before that, as far into those that are read next.
 template <int P>
@@ -189,7 +191,7 @@ template <class Format, int64_t Count, int R, int P>
     ByteVec quads[P][kPanelVecs][kQuads];
     for (int p = 0; p < P; ++p) {
       const uint8_t* at = values + p * panel_bytes + load() * kLoad;
-      if constexpr (kStreams<Format, R, P>) {
+      if (kStreams<Format, R, P> && ahead != 0) {
         for (int64_t line = 0; line < kLoad; line += kLine) __builtin_prefetch(at + ahead + line);
       }
       for (int i = 0; i < kPanelVecs; ++i) Format::load(at + i * Vec::kWidth * 4, quads[p][i]);
@@ -263,9 +265,10 @@ inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const Quant
   Sums<R, P> sum, part;
   set_zero<R, P>(sum);
   set_zero<R, P>(part);
+  const bool first_rows = row == 0;  // which fetch for all
   for (int64_t g = 0; g < groups; ++g) {
-    const int64_t values_ahead = bytes_ahead<P>(Format::kAhead, Format::kBytes, g, groups);
-    if constexpr (kStreams<Format, R, P> && P > 1) {
+    const int64_t values_ahead = first_rows ? bytes_ahead<P>(Format::kAhead, Format::kBytes, g, groups) : 0;
+    if (kStreams<Format, R, P> && P > 1 && first_rows) {
       const int64_t lane = (panel * groups + g) * kPanel;
       if constexpr (Format::kSteps) fetch_lanes<P>(w.steps + 2 * lane, g, groups);
       if constexpr (!Format::kSteps) fetch_lanes<P>(w.scales + lane, g, groups);
@@ -395,9 +398,10 @@ template <class Format>
 void gemm_quant(const Q8Rows& x, int64_t rows, int64_t groups, const QuantPanels& panels, int64_t features, float* y,
                 int64_t ldy, bool accumulate) noexcept {
   constexpr int kRows = Format::kRows, kPanels = Format::kPanels;
-  if constexpr (kPanelsOfRow > 1) {
-    if (rows == 1) {
-      return quant_rows<Format, 1, kPanelsOfRow>(x, 1, groups, panels, 0, features, y, ldy, accumulate);
+  if constexpr (kStreamedPanels > 1) {
+    if (rows <= 2 * kStreamedRows) {
+      return quant_rows<Format, kStreamedRows, kStreamedPanels>(x, rows, groups, panels, 0, features, y, ldy,
+                                                                accumulate);
     }
   }
   // Few rows panel by panel, where memory is the limit: one sequential stream is what the prefetchers follow best.
