@@ -385,3 +385,10 @@ def test_every_isa_of_the_cpu_is_used(run_python: RunPython) -> None:
     for isa in _core.cpu_info()["isas"]:
         done = run_python(code, LFM_ENGINE_ISA=isa)
         assert done.stdout == isa + "\n", done.stderr
+
+
+def test_none_is_no_model() -> None:
+    none: Any = None
+    for make in (_core.Scheduler, lambda model: _core.PrefixCache(model, 1)):
+        with pytest.raises(TypeError, match="model"):
+            make(none)

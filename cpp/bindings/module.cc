@@ -324,7 +324,7 @@ PYBIND11_MODULE(_core, m) {
       .def(py::init([](std::shared_ptr<Model> model, int64_t max_bytes) {
              return std::make_shared<PrefixCache>(std::move(model), size_from_python("max_bytes", max_bytes));
            }),
-           py::arg("model"), py::arg("max_bytes"))
+           py::arg("model").none(false), py::arg("max_bytes"))
       .def_property(
           "max_bytes", &PrefixCache::max_bytes,
           [](PrefixCache& s, int64_t bytes) { s.set_max_bytes(size_from_python("max_bytes", bytes)); },
@@ -344,7 +344,7 @@ PYBIND11_MODULE(_core, m) {
              const int64_t tokens = chunk.value_or(model->prefill_chunk());
              return std::make_unique<PyScheduler>(std::move(model), tokens, cache.value_or(nullptr));
            }),
-           py::arg("model"), py::arg("prefill_chunk") = py::none(), py::arg("prefix_cache") = py::none())
+           py::arg("model").none(false), py::arg("prefill_chunk") = py::none(), py::arg("prefix_cache") = py::none())
       .def("add", &add_request, py::arg("input_ids"), py::kw_only(), py::arg("max_new_tokens"),
            py::arg("eos_token_ids") = std::vector<int64_t>(), py::arg("do_sample") = false,
            py::arg("temperature") = 1.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f,
