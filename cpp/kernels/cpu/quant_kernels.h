@@ -267,7 +267,7 @@ inline void quant_tile(const Q8Rows& x, int64_t row, int64_t groups, const Quant
   set_zero<R, P>(part);
   const bool first_rows = row == 0;  // which fetch for all
   for (int64_t g = 0; g < groups; ++g) {
-    const int64_t values_ahead = first_rows ? bytes_ahead<P>(Format::kAhead, Format::kBytes, g, groups) : 0;
+    const int64_t values_ahead = P == 1 || first_rows ? bytes_ahead<P>(Format::kAhead, Format::kBytes, g, groups) : 0;
     if (kStreams<Format, R, P> && P > 1 && first_rows) {
       const int64_t lane = (panel * groups + g) * kPanel;
       if constexpr (Format::kSteps) fetch_lanes<P>(w.steps + 2 * lane, g, groups);
