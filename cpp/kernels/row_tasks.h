@@ -22,17 +22,22 @@ class ThreadFloats {
   int64_t each_;
 };
 
-// What a kernel computes together at most, and rows of x that stay in cache meanwhile: whole tiles.
+// What a kernel computes together at most, and rows of x that stay in cache meanwhile.
 struct TileShape {
   int64_t rows, panels, most_rows = kMostRows;
 };
+
+// Of `rows` rows, those that are computed together: blocks of equal size, in whole tiles.
+inline int64_t block_rows(TileShape tile, int64_t rows) {
+  const int64_t blocks = (rows + tile.most_rows - 1) / tile.most_rows;
+  return ((rows + blocks - 1) / blocks + tile.rows - 1) / tile.rows * tile.rows;
+}
 
 // task(row, rows, panel, panels) over blocks of rows and ranges of panels: the (block, panel) pairs, block after block,
 // are shared out to threads, the panels of one tile together unless rows are so few that memory is the limit.
 template <class Task>
 void for_panel_tasks(TileShape tile, int64_t rows, int64_t panels, const Task& task) {
-  const int64_t blocks = (rows + tile.most_rows - 1) / tile.most_rows;
-  const int64_t block = ((rows + blocks - 1) / blocks + tile.rows - 1) / tile.rows * tile.rows;
+  const int64_t blocks = (rows + tile.most_rows - 1) / tile.most_rows, block = block_rows(tile, rows);
   parallel_ranges_balanced(blocks * panels, rows < tile.rows ? 1 : tile.panels, [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t row = begin / panels * block, panel = begin % panels;
@@ -49,7 +54,8 @@ void for_panel_tasks(TileShape tile, int64_t rows, int64_t panels, const Task& t
 template <int64_t kWidth, class Product, class Take>
 void multiply_gated_panels(TileShape tile, int64_t rows, int64_t n, Buffer<float>& tiles, const Product& product,
                            const Take& take) {
-  const int64_t most_floats = std::max(kMostRows * 128, tile.most_rows * tile.panels * 2 * kWidth);  // of a thread
+  const int64_t most_rows = std::max(tile.most_rows, block_rows(tile, rows));
+  const int64_t most_floats = std::max(kMostRows * 128, most_rows * tile.panels * 2 * kWidth);  // of a thread
   const ThreadFloats all(tiles, most_floats);
   const int64_t half = n / kWidth;
   for_panel_tasks(tile, rows, half, [&](int64_t row, int64_t count, int64_t panel, int64_t panels) {

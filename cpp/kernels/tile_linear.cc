@@ -65,9 +65,8 @@ class TileLinear final : public PanelLinear {
   // Blocks of rows go to threads of their own, whose caches have them from layer to layer, if there are enough rows for
   // all weights that each then reads.
   TileShape tile(int64_t rows) const override {
-    constexpr int64_t kRows = 2 * kTileRows;
-    const int64_t blocks = std::max<int64_t>(rows / kLeastOwnRows, 1), each = (rows + blocks - 1) / blocks;
-    return {kRows, 2, std::min((each + kRows - 1) / kRows * kRows, kMostTiledRows)};
+    const int64_t blocks = std::max<int64_t>(rows / kLeastOwnRows, 1);
+    return {2 * kTileRows, 2, (rows + blocks - 1) / blocks};
   }
   int64_t work_floats(int64_t rows) const override { return tile_sums(rows, steps_, out_features()); }
   void gemm(const void* x, int64_t, int64_t row, int64_t count, int64_t panel, int64_t features, float* y, int64_t ldy,

@@ -355,7 +355,8 @@ inline void quant_rows(const Q8Rows& x, int64_t rows, int64_t groups, const Quan
   constexpr int64_t kBytes = P * Format::kBytes;  // of a group
   const int64_t tiles = (rows + R - 1) / R;
   const auto share = [&](int64_t bytes) { return (bytes / kLine + tiles - 1) / tiles * kLine; };
-  const bool fetch = rows >= std::max<int64_t>(2, Format::kFetchFrom);
+  // Several panels that stream bring their scales too.
+  const bool fetch = rows >= std::max<int64_t>(2, Format::kFetchFrom) && !(P > 1 && kStreams<Format, R, P>);
   const int64_t lanes = scale_lanes<Format>(groups);
   const int64_t of_group = fetch ? share(kBytes) : 0, scales_of_tile = fetch ? share(P * lanes * 2) : 0;
   const int64_t steps_of_tile = fetch && Format::kSteps ? share(P * groups * kPanel * 2) : 0;
